@@ -1,0 +1,216 @@
+"""What must hold between keys, and between the experiment and the machines, before any process group starts.
+
+To add a check, write a function like those below and put it into `CHECKS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pretrain.config.schema import Experiment
+from pretrain.errors import ConfigError
+from pretrain.schedules.registry import SCHEDULES
+
+BYTE_PIECES, MARKS = 256, 4  # of every tokenizer: one piece a byte; pad, unknown, begin, end
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run is started on."""
+
+    world_size: int
+    device: Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The batch equation's solution.
+
+    Attributes:
+        data_parallel_size: processes that see different samples.
+        micro_batches: forward passes of each of them in one optimizer step.
+        pipeline_stages: processes that share one copy of the model.
+        world_size: data_parallel_size x pipeline_stages.
+    """
+
+    data_parallel_size: int
+    micro_batches: int
+    pipeline_stages: int
+    world_size: int
+
+
+def check(experiment: Experiment, world_size: int, device: Literal["cpu", "cuda"]) -> BatchPlan:
+    """Run all checks and return the batch plan.
+
+    Raises:
+        ConfigError: one line that names key, value and cure.
+    """
+    machine = Machine(world_size, device)
+    for test in CHECKS:
+        test(experiment, machine)
+    stages = experiment.parallel.pipeline_stages
+    data_parallel_size = world_size // stages
+    micro_batches = experiment.batch.global_batch_size // (experiment.batch.micro_batch_size * data_parallel_size)
+    return BatchPlan(data_parallel_size, micro_batches, stages, world_size)
+
+
+def heads_divide_width(experiment: Experiment, machine: Machine) -> None:
+    hidden_size, num_heads = experiment.model.hidden_size, experiment.model.num_heads
+    if hidden_size % num_heads:
+        good = [heads for heads in range(1, hidden_size + 1) if hidden_size % heads == 0]
+        raise ConfigError(
+            f"model.hidden_size = {hidden_size} is not a multiple of model.num_heads = {num_heads}; "
+            f"set model.num_heads to {_nearest(good, num_heads)}"
+        )
+
+
+def stages_divide_processes(experiment: Experiment, machine: Machine) -> None:
+    stages, world_size = experiment.parallel.pipeline_stages, machine.world_size
+    if world_size % stages:
+        good = [count for count in range(1, world_size + 1) if world_size % count == 0]
+        raise ConfigError(
+            f"parallel.pipeline_stages = {stages} does not divide the number of processes = {world_size}; "
+            f"start a multiple of {stages} processes, or set parallel.pipeline_stages to {_nearest(good, stages)}"
+        )
+
+
+def stages_have_layers(experiment: Experiment, machine: Machine) -> None:
+    stages, layers = experiment.parallel.pipeline_stages, _layers(experiment)
+    if stages > layers:
+        raise ConfigError(
+            f"parallel.pipeline_stages = {stages} is more than the model's {layers} layers; "
+            f"set parallel.pipeline_stages to {layers} or less"
+        )
+
+
+def zero_fits_pipeline(experiment: Experiment, machine: Machine) -> None:
+    stages, zero = experiment.parallel.pipeline_stages, experiment.parallel.zero_stage
+    if stages > 1 and zero != 1:
+        reason = "DeepSpeed then clips by the first stage's norm only" if zero == 0 else "DeepSpeed refuses that"
+        raise ConfigError(
+            f"parallel.zero_stage = {zero} does not go with parallel.pipeline_stages = {stages} ({reason}); "
+            "set parallel.zero_stage=1, or parallel.pipeline_stages=1"
+        )
+
+
+def precision_fits_device(experiment: Experiment, machine: Machine) -> None:
+    if experiment.train.precision == "fp16" and machine.device == "cpu":
+        raise ConfigError("train.precision = fp16 needs a GPU and there is none; set train.precision to bf16 or fp32")
+
+
+def precision_fits_zero(experiment: Experiment, machine: Machine) -> None:
+    precision, zero = experiment.train.precision, experiment.parallel.zero_stage
+    if precision != "fp32" and zero == 0:
+        raise ConfigError(
+            f"train.precision = {precision} needs the fp32 masters of ZeRO, but parallel.zero_stage = 0; "
+            "set parallel.zero_stage=1"
+        )
+
+
+def batch_equation_holds(experiment: Experiment, machine: Machine) -> None:
+    batch = experiment.batch
+    data_parallel_size = machine.world_size // experiment.parallel.pipeline_stages
+    unit = batch.micro_batch_size * data_parallel_size
+    if batch.global_batch_size % unit == 0:
+        return
+    below = batch.global_batch_size // unit * unit
+    cure = f"set batch.global_batch_size to {f'{below} or ' if below else ''}{below + unit}"
+    if batch.global_batch_size % data_parallel_size == 0:
+        share = batch.global_batch_size // data_parallel_size
+        good = [size for size in range(1, share + 1) if share % size == 0]
+        cure += f", or batch.micro_batch_size to {_nearest(good, batch.micro_batch_size)}"
+    raise ConfigError(
+        f"batch.global_batch_size = {batch.global_batch_size} is not a multiple of batch.micro_batch_size x "
+        f"data-parallel processes = {batch.micro_batch_size} x {data_parallel_size} = {unit}; {cure}"
+    )
+
+
+def schedule_fits_run(experiment: Experiment, machine: Machine) -> None:
+    SCHEDULES.build(experiment.schedule, experiment.train.max_steps)  # raises ConfigError
+
+
+def stop_lies_in_run(experiment: Experiment, machine: Machine) -> None:
+    stop, last = experiment.train.stop_at_step, experiment.train.max_steps
+    if stop is not None and stop > last:
+        raise ConfigError(
+            f"train.stop_at_step = {stop} lies behind train.max_steps = {last}; set train.stop_at_step to {last} or "
+            "less, or null"
+        )
+
+
+def checkpointing_has_layers(experiment: Experiment, machine: Machine) -> None:
+    every, layers = experiment.train.activation_checkpointing, _layers(experiment)
+    if every > layers:
+        raise ConfigError(
+            f"train.activation_checkpointing = {every} is more than the model's {layers} layers; "
+            f"set train.activation_checkpointing to {layers} or less, or 0 to keep all activations"
+        )
+
+
+def corpora_exist(experiment: Experiment, machine: Machine) -> None:
+    corpora = {"data.train": experiment.data.train, "data.validation": experiment.data.validation}
+    for key, corpus in corpora.items():
+        if corpus is None or corpus == "embedded":
+            continue
+        path = Path(corpus).expanduser()
+        if not path.exists():
+            raise ConfigError(f"{key} = {corpus} does not exist; give a folder, a .jsonl file, or `embedded`")
+        if path.is_file() and path.suffix != ".jsonl":
+            raise ConfigError(f"{key} = {corpus} is not a .jsonl file; give a folder, a .jsonl file, or `embedded`")
+
+
+def tokenizer_exists(experiment: Experiment, machine: Machine) -> None:
+    tokenizer = experiment.data.tokenizer
+    if tokenizer != "auto" and not Path(tokenizer).expanduser().is_file():
+        raise ConfigError(f"data.tokenizer = {tokenizer} is not a file; give a SentencePiece .model file, or `auto`")
+
+
+def vocabulary_has_room(experiment: Experiment, machine: Machine) -> None:
+    sentinels = getattr(experiment.objective, "sentinels", 0)
+    least = MARKS + sentinels + BYTE_PIECES + 1
+    if experiment.data.tokenizer == "auto" and experiment.data.vocab_size < least:
+        raise ConfigError(
+            f"data.vocab_size = {experiment.data.vocab_size} leaves no piece for text beside {MARKS} marks, "
+            f"{sentinels} sentinels and {BYTE_PIECES} bytes; set data.vocab_size to more than {least}"
+        )
+
+
+def run_folder_is_free(experiment: Experiment, machine: Machine) -> None:
+    folder = Path(experiment.run_dir).expanduser()
+    for path in (folder, *folder.parents):
+        if path.exists():
+            if not path.is_dir():
+                raise ConfigError(f"run.dir = {experiment.run_dir}: {path} is a file; set run.dir to a folder")
+            return
+
+
+def _layers(experiment: Experiment) -> int:
+    return experiment.model.encoder_layers + experiment.model.decoder_layers
+
+
+def _nearest(good: list[int], wanted: int) -> str:
+    """Return the one or two allowed values around `wanted`, in words."""
+    below = [value for value in good if value < wanted][-1:]
+    above = [value for value in good if value > wanted][:1]
+    return " or ".join(str(value) for value in below + above)
+
+
+CHECKS: tuple[Callable[[Experiment, Machine], None], ...] = (
+    heads_divide_width,
+    stages_have_layers,
+    stages_divide_processes,
+    zero_fits_pipeline,
+    precision_fits_device,
+    precision_fits_zero,
+    batch_equation_holds,
+    schedule_fits_run,
+    stop_lies_in_run,
+    checkpointing_has_layers,
+    corpora_exist,
+    tokenizer_exists,
+    vocabulary_has_room,
+    run_folder_is_free,
+)

@@ -1,0 +1,190 @@
+"""The typed schema of an experiment. Every key a recipe may state stands here or in a registered kind's config.
+
+Keys are documented by the text below them; `docs/configuration.md` is generated from these texts.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+import pretrain.blocks  # registers the block kinds
+import pretrain.objectives  # registers the objective kinds
+import pretrain.schedules  # noqa: F401  (registers the schedule kinds; F401 marks the last such import only)
+from pretrain.blocks.registry import BLOCKS
+from pretrain.objectives.registry import OBJECTIVES
+from pretrain.registry import Section
+from pretrain.schedules.registry import SCHEDULES
+
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+BlockChoice = BLOCKS.config_union()
+ObjectiveChoice = OBJECTIVES.config_union()
+ScheduleChoice = SCHEDULES.config_union()
+
+
+class RunSection(Section):
+    """Where a run lives and what it is called."""
+
+    dir: str = ""
+    """Folder of the run; default runs/NAME."""
+    cache: str = "~/.cache/kilolayer"
+    """Folder for corpora, tokenizers and token files that can be built again."""
+
+
+class ModelSection(Section):
+    """The network."""
+
+    family: Literal["encoder_decoder"] = "encoder_decoder"
+    """Which stacks the model has."""
+    encoder_layers: PositiveInt = 6
+    """Layers of the encoder (N in DeepNet)."""
+    decoder_layers: PositiveInt = 6
+    """Layers of the decoder (M in DeepNet)."""
+    hidden_size: PositiveInt = 512
+    """Width d of the residual stream."""
+    num_heads: PositiveInt = 8
+    """Attention heads; must divide hidden_size."""
+    ffn_size: PositiveInt = 2048
+    """Inner width of the feed-forward network."""
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "relu"
+    """Activation of the feed-forward network."""
+    dropout: Probability = 0.0
+    """Dropout on every branch's output before the residual sum; keyed by (seed, step, sample, layer)."""
+    embedding_norm: bool = True
+    """LayerNorm on the summed embeddings. Native Bart export needs it."""
+    tie_embeddings: bool = True
+    """The output projection is the token embedding."""
+    block: BlockChoice = Field(default_factory=lambda: BLOCKS.config_types()[0]())  # type: ignore[valid-type]
+    """The block design and its own keys; chosen by `kind`."""
+
+
+class DataSection(Section):
+    """Text, tokens and samples."""
+
+    train: str = "embedded"
+    """`embedded` (the Python standard library's source), a folder of text files, or a .jsonl file of `text` fields."""
+    validation: str | None = None
+    """Corpus for validation in the same forms; default: held-out files (or lines) of data.train."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
+    """Share of the files that is held out when data.validation is not stated."""
+    tokenizer: str = "auto"
+    """`auto` (train a SentencePiece model on data.train, cached) or the path of a .model file."""
+    vocab_size: PositiveInt = 4096
+    """Pieces of a tokenizer trained by `auto`, sentinels and byte pieces included."""
+    pad_vocab_to: PositiveInt = 1
+    """The embedding's rows are the tokenizer's pieces rounded up to a multiple of this."""
+    source_length: PositiveInt = 128
+    """Tokens of the encoder's input, end mark included."""
+    glob: str = "**/*"
+    """Which files of a folder belong to the corpus."""
+
+
+class BatchSection(Section):
+    """The batch equation: global_batch_size = micro_batch_size x micro-batches x data-parallel processes."""
+
+    global_batch_size: PositiveInt = 16
+    """Samples per optimizer step over all processes."""
+    micro_batch_size: PositiveInt = 16
+    """Samples per forward pass of one process."""
+
+
+class ParallelSection(Section):
+    """How the model and its state are laid out over processes."""
+
+    pipeline_stages: PositiveInt = 1
+    """Pipeline stages; must divide the number of processes."""
+    zero_stage: Annotated[int, Field(ge=0, le=2)] = 1
+    """ZeRO stage; with a pipeline only 1 (DeepSpeed clips wrongly at 0 and refuses 2 and 3)."""
+
+
+class OptimizerSection(Section):
+    """AdamW (torch.optim.AdamW on the fp32 master weights)."""
+
+    lr: PositiveFloat = 1e-3
+    """Peak learning rate; the schedule multiplies it."""
+    betas: tuple[Probability, Probability] = (0.9, 0.98)
+    """Decay rates of the first and second moments."""
+    eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: NonNegativeFloat = 0.01
+    """Decoupled weight decay of the parameters that decay."""
+    no_decay: tuple[Literal["norms", "biases", "embeddings", "gains"], ...] = ("norms", "biases", "gains")
+    """Groups of parameters without weight decay."""
+    clip_norm: NonNegativeFloat = 1.0
+    """Global gradient norm above which gradients are scaled down; 0 never clips."""
+
+
+class TrainSection(Section):
+    """Length, precision and randomness."""
+
+    max_steps: PositiveInt = 1000
+    """Optimizer steps of the whole experiment; the schedule ends here."""
+    stop_at_step: PositiveInt | None = None
+    """End this session early after this step, without changing the schedule."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16: bf16 parameters and gradients, fp32 masters and accumulation. fp16 needs a GPU."""
+    seed: NonNegativeInt = 1234
+    """Seeds initialisation, data order, noise and dropout, each by its own names."""
+    activation_checkpointing: NonNegativeInt = 0
+    """Keep activations only every k layers and recompute the rest in the backward pass; 0 keeps all."""
+    threads: NonNegativeInt = 0
+    """CPU threads of each process; 0: cores divided by the processes of this machine."""
+
+
+class EvaluationSection(Section):
+    """Validation: plain cross-entropy on fixed samples."""
+
+    interval: NonNegativeInt = 100
+    """Steps between validations; 0: only at the end."""
+    samples: PositiveInt = 64
+    """Validation samples used each time, the same ones always (fewer if the split is smaller)."""
+
+
+class MonitorsSection(Section):
+    """What is measured per layer while training."""
+
+    interval: NonNegativeInt = 50
+    """Steps between two samples of the per-layer signals (step 1 is always sampled); 0: never."""
+    log_interval: PositiveInt = 1
+    """Steps between two lines of metrics.jsonl."""
+    tensorboard: bool = True
+    """Write scalars for TensorBoard below RUN/tensorboard."""
+
+
+class CheckpointSection(Section):
+    """Layout-free checkpoints below RUN/checkpoints."""
+
+    interval: NonNegativeInt = 100
+    """Steps between saves (the last step is always saved); 0: only at the end."""
+    keep_last: PositiveInt = 3
+    """Newest checkpoints that are kept."""
+
+
+class Experiment(Section):
+    """One experiment: all that decides its result."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "experiment"
+    """Name of the run; letters, digits, dot, dash, underscore."""
+    run: RunSection = RunSection()
+    model: ModelSection = Field(default_factory=ModelSection)
+    objective: ObjectiveChoice = Field(default_factory=lambda: OBJECTIVES.config_types()[0]())  # type: ignore[valid-type]
+    """The objective and its own keys; chosen by `kind`."""
+    data: DataSection = DataSection()
+    batch: BatchSection = BatchSection()
+    parallel: ParallelSection = ParallelSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleChoice = Field(default_factory=lambda: SCHEDULES.config_types()[0]())  # type: ignore[valid-type]
+    """The learning-rate schedule and its own keys; chosen by `kind`."""
+    train: TrainSection = TrainSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    monitors: MonitorsSection = MonitorsSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+
+    @property
+    def run_dir(self) -> str:
+        return self.run.dir or f"runs/{self.name}"

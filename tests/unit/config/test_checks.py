@@ -1,0 +1,133 @@
+"""Each cross-field check: what it refuses, in one line with key, value and cure, and what it lets through."""
+
+import pytest
+
+from pretrain.config import checks
+from pretrain.config.checks import BatchPlan, check
+from pretrain.config.load import load_experiment, recipe_names
+from pretrain.errors import ConfigError
+
+
+def demo(*overrides):
+    return load_experiment("demo", ["parallel.pipeline_stages=1", *overrides])
+
+
+def message(experiment, world_size=1, device="cpu") -> str:
+    with pytest.raises(ConfigError) as error:
+        check(experiment, world_size, device)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("tiny", [False, True])
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_pass_on_as_many_processes_as_they_have_stages(name, tiny):
+    experiment = load_experiment(name, tiny=tiny)
+    plan = check(experiment, experiment.parallel.pipeline_stages, "cpu")
+    assert plan.data_parallel_size == 1
+
+
+@pytest.mark.parametrize(
+    ("stages", "world_size", "plan"),
+    [(1, 1, BatchPlan(1, 4, 1, 1)), (1, 2, BatchPlan(2, 2, 1, 2)), (2, 2, BatchPlan(1, 4, 2, 2)),
+     (2, 8, BatchPlan(4, 1, 2, 8))],
+)  # fmt: skip
+def test_batch_plan_solves_the_batch_equation(stages, world_size, plan):
+    experiment = demo(f"parallel.pipeline_stages={stages}")
+    assert check(experiment, world_size, "cpu") == plan
+    assert plan.micro_batches * plan.data_parallel_size * 4 == 16
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size", "expected"),
+    [
+        (["model.num_heads=3"], 1,
+         "model.hidden_size = 64 is not a multiple of model.num_heads = 3; set model.num_heads to 2 or 4"),
+        (["parallel.pipeline_stages=3"], 4,
+         "parallel.pipeline_stages = 3 does not divide the number of processes = 4; start a multiple of 3 processes, "
+         "or set parallel.pipeline_stages to 2 or 4"),
+        (["parallel.pipeline_stages=2"], 1, "parallel.pipeline_stages = 2 does not divide the number of processes = 1"),
+        (["model.encoder_layers=1", "model.decoder_layers=1", "parallel.pipeline_stages=4"], 4,
+         "parallel.pipeline_stages = 4 is more than the model's 2 layers; set parallel.pipeline_stages to 2 or less"),
+        (["parallel.pipeline_stages=2", "parallel.zero_stage=2"], 2,
+         "parallel.zero_stage = 2 does not go with parallel.pipeline_stages = 2 (DeepSpeed refuses that); "
+         "set parallel.zero_stage=1, or parallel.pipeline_stages=1"),
+        (["parallel.pipeline_stages=2", "parallel.zero_stage=0"], 2,
+         "parallel.zero_stage = 0 does not go with parallel.pipeline_stages = 2 (DeepSpeed then clips by"),
+        (["train.precision=fp16"], 1,
+         "train.precision = fp16 needs a GPU and there is none; set train.precision to bf16 or fp32"),
+        (["train.precision=bf16", "parallel.zero_stage=0"], 1,
+         "train.precision = bf16 needs the fp32 masters of ZeRO, but parallel.zero_stage = 0; set"),
+        (["batch.global_batch_size=18"], 2,
+         "batch.global_batch_size = 18 is not a multiple of batch.micro_batch_size x data-parallel processes = 4 x 2 "
+         "= 8; set batch.global_batch_size to 16 or 24, or batch.micro_batch_size to 3 or 9"),
+        (["batch.global_batch_size=3"], 2,
+         "= 8; set batch.global_batch_size to 8"),
+        (["schedule.warmup_steps=400"], 1,
+         "schedule.warmup_steps = 400 is longer than train.max_steps = 300; set schedule.warmup_steps to 300 or less"),
+        (["train.stop_at_step=301"], 1,
+         "train.stop_at_step = 301 lies behind train.max_steps = 300; set train.stop_at_step to 300 or less, or null"),
+        (["train.activation_checkpointing=97"], 1,
+         "train.activation_checkpointing = 97 is more than the model's 96 layers; set train.activation_checkpointing "
+         "to 96 or less"),
+        (["data.train=/no/such"], 1,
+         "data.train = /no/such does not exist; give a folder, a .jsonl file, or `embedded`"),
+        (["data.validation=/no/such"], 1, "data.validation = /no/such does not exist; give"),
+        (["data.tokenizer=/no/such.model"], 1, "data.tokenizer = /no/such.model is not a file; give a SentencePiece"),
+        (["data.vocab_size=300"], 1, "data.vocab_size = 300 leaves no piece for text beside 4 marks, 100 sentinels"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_line_with_key_value_and_cure(overrides, world_size, expected):
+    assert expected in message(demo(*overrides), world_size)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["schedule.warmup_steps=300"],
+        ["train.stop_at_step=300"],
+        ["train.activation_checkpointing=96"],
+        ["parallel.zero_stage=2"],
+        ["parallel.zero_stage=0"],
+        ["train.precision=bf16"],
+        ["data.vocab_size=400"],
+    ],
+)
+def test_what_lies_just_within_the_limits_passes(overrides):
+    check(demo(*overrides), 1, "cpu")
+
+
+def test_fp16_passes_on_a_gpu():
+    check(demo("train.precision=fp16"), 1, "cuda")
+
+
+def test_the_values_that_a_batch_message_proposes_are_valid():
+    check(demo("batch.global_batch_size=24"), 2, "cpu")
+    check(demo("batch.global_batch_size=18", "batch.micro_batch_size=3"), 2, "cpu")
+    check(demo("batch.global_batch_size=18", "batch.micro_batch_size=9"), 2, "cpu")
+
+
+def test_corpora_and_tokenizers_that_exist_pass(tmp_path):
+    corpus, model = tmp_path / "corpus.jsonl", tmp_path / "pieces.model"
+    corpus.write_text("{}")
+    model.write_text("")
+    check(demo(f"data.train={tmp_path}", f"data.validation={corpus}", f"data.tokenizer={model}"), 1, "cpu")
+
+
+def test_a_corpus_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "corpus.txt").write_text("text")
+    assert "corpus.txt is not a .jsonl file; give a folder" in message(demo(f"data.train={tmp_path}/corpus.txt"))
+
+
+def test_a_run_folder_that_is_a_file_or_lies_below_one_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        line = message(demo(f"run.dir={folder}"))
+        assert line == f"run.dir = {folder}: {tmp_path}/file is a file; set run.dir to a folder"
+    check(demo(f"run.dir={tmp_path}/new/run"), 1, "cpu")
+
+
+def test_every_check_function_of_the_module_is_in_the_tuple():
+    functions = {value for name, value in vars(checks).items() if callable(value) and not name.startswith("_")
+                 and getattr(value, "__module__", "") == checks.__name__}  # fmt: skip
+    assert functions - {checks.check, checks.BatchPlan, checks.Machine} == set(checks.CHECKS)
