@@ -1,0 +1,25 @@
+"""Normalisation layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pretrain.blocks.init import GeneratorFor
+
+BASE_EPS = 1e-5  # fixed in the Hugging Face classes that exports go to (Bart, OPT)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm with gain and bias over the last dimension (Ba et al. 2016); gain one, bias zero at the start."""
+
+    def __init__(self, hidden_size: int, eps: float = BASE_EPS):
+        super().__init__(hidden_size, eps=eps)
+
+    def reset_parameters(self) -> None:
+        """Nothing: `initialise` sets the parameters."""
+
+    @torch.no_grad()
+    def initialise(self, generator: GeneratorFor) -> None:
+        self.weight.fill_(1.0)
+        self.bias.zero_()
