@@ -1,0 +1,1 @@
+"""The layout-free checkpoint format. Reading needs neither DeepSpeed nor a process group."""

@@ -1,0 +1,57 @@
+"""Durable files: written under a temporary name, flushed to the disk, then renamed into place."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What the manifest says of a file."""
+
+    bytes: int
+    sha256: str
+
+
+def reached(point: str) -> None:
+    """Called by name at every write point of a save. Does nothing; fault tests replace it to kill the process."""
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a rename in it survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write and flush; the caller renames the folder it stands in."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Put `text` at `path` atomically: a reader sees the old text or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_text(temporary, text)
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def record(path: Path) -> FileRecord:
+    """Size and SHA-256 of a file as it is read back."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileRecord(path.stat().st_size, digest)

@@ -1,0 +1,66 @@
+"""The manifest: what a complete checkpoint consists of. A folder without one is not a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.errors import CheckpointError
+from pretrain.state.files import FileRecord, record, write_text
+
+FORMAT = "kilolayer-checkpoint"
+VERSION = 1
+NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`layout` says how the run was laid out when it saved (for people; reading does not need it)."""
+
+    step: int
+    layout: dict[str, Any]
+    files: dict[str, FileRecord]
+
+    def write(self, folder: Path) -> None:
+        body = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        write_text(folder / NAME, json.dumps(body, indent=1))
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Raises CheckpointError where there is no manifest, or one that is damaged or of another format."""
+        path = folder / NAME
+        try:
+            body = json.loads(path.read_text(encoding="utf-8"))
+            if body["format"] != FORMAT or body["version"] != VERSION:
+                raise CheckpointError(
+                    f"{path}: format {body['format']} {body['version']}, this version reads {FORMAT} {VERSION}"
+                )
+            files = {name: FileRecord(**entry) for name, entry in body["files"].items()}
+            return cls(step=body["step"], layout=body["layout"], files=files)
+        except FileNotFoundError:
+            raise CheckpointError(f"{folder}: not a checkpoint (it has no {NAME})") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path}: damaged ({type(error).__name__}: {error}); use another checkpoint"
+            ) from None
+
+    def damaged(self, folder: Path, share: tuple[int, int] = (0, 1), hashes: bool = True) -> str | None:
+        """The first thing wrong with the files, as one clause; None if all is well.
+
+        Args:
+            folder: the checkpoint.
+            share: (i, n): look only at every n-th file from the i-th, so that n ranks divide the reading.
+            hashes: compare contents, not only sizes.
+        """
+        first, stride = share
+        for name in sorted(self.files)[first::stride]:
+            path, expected = folder / name, self.files[name]
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected.bytes:
+                return f"{name} has {path.stat().st_size} bytes instead of {expected.bytes}"
+            if hashes and record(path) != expected:
+                return f"{name} differs from its SHA-256 in the manifest"
+        return None

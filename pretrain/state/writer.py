@@ -1,0 +1,79 @@
+"""Write one rank's share of a checkpoint, and complete the whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from pretrain.state.files import FileRecord, reached, record, sync_file, sync_folder, write_text
+from pretrain.state.index import Index, Piece
+from pretrain.state.manifest import Manifest
+
+INDEX = "index.json"
+TRAINING = "training.json"
+
+
+def rank_file(rank: int) -> str:
+    return f"rank_{rank:05d}.safetensors"
+
+
+def write_rank_file(folder: Path, rank: int, pieces: Sequence[Piece], buffers: dict[str, torch.Tensor]) -> FileRecord:
+    """Write what `rank` owns to its one file and flush it.
+
+    Args:
+        folder: the checkpoint under construction; exists.
+        rank: number of the file.
+        pieces: what the flat buffers hold; `at` counts from the buffers' start.
+        buffers: "weight" and, where there is optimizer state, "exp_avg" and "exp_avg_sq": fp32, flat, all of one
+            length; and any small tensors beside them (names starting with "rng").
+
+    Returns:
+        Size and SHA-256 of the file.
+    """
+    path = folder / rank_file(rank)
+    header = json.dumps([[piece.name, list(piece.shape), piece.to_json()] for piece in pieces], separators=(",", ":"))
+    reached("rank_file_begun")
+    save_file(buffers, path, metadata={"pieces": header})
+    path.chmod(0o644)  # safetensors makes it private to the user
+    reached("rank_file_written")
+    sync_file(path)
+    return record(path)
+
+
+def read_pieces(folder: Path, rank: int) -> list[Piece]:
+    """The pieces that `rank` wrote, from its file's own header."""
+    name = rank_file(rank)
+    with safe_open(folder / name, "pt") as file:
+        header = json.loads(file.metadata()["pieces"])
+    return [replace(Piece.from_json(n, tuple(shape), entry), file=name) for n, shape, entry in header]
+
+
+def write_common_files(folder: Path, index: Index, training: dict[str, Any], texts: dict[str, bytes]) -> None:
+    """Index, training state and the files that make the checkpoint complete in itself, flushed."""
+    write_text(folder / INDEX, index.to_json())
+    write_text(folder / TRAINING, json.dumps(training))
+    for name, content in texts.items():
+        (folder / name).write_bytes(content)
+        sync_file(folder / name)
+    reached("common_files_written")
+
+
+def commit(folder: Path, final: Path, step: int, layout: dict[str, Any], rank_files: dict[str, FileRecord]) -> None:
+    """Write the manifest last and move the folder to its final name; from then on it is a checkpoint."""
+    files = dict(rank_files)
+    for path in folder.iterdir():
+        if path.name not in files:
+            files[path.name] = record(path)
+    Manifest(step, layout, files).write(folder)
+    reached("manifest_written")
+    sync_folder(folder)
+    folder.rename(final)
+    reached("renamed")
+    sync_folder(final.parent)
