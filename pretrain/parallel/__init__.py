@@ -1,0 +1,1 @@
+"""Everything that knows DeepSpeed or a process group: partition, engines, collectives."""

@@ -1,0 +1,71 @@
+"""From a checked experiment to an engine: the one place where the layout is decided."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from pretrain.config.schema import Experiment
+from pretrain.models.layer_list import LayerList
+from pretrain.models.layers import ModelSpec
+from pretrain.parallel.engine import Engine
+from pretrain.parallel.optimizer import adamw
+from pretrain.parallel.partition import stage_bounds
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One line of the stage table: layers start..stop-1 and their share of the cost."""
+
+    stage: int
+    start: int
+    stop: int
+    first: str
+    last: str
+    cost_share: float
+
+
+def stage_table(experiment: Experiment, spec: ModelSpec) -> list[StageRow]:
+    """How the layers fall to the stages."""
+    stages = experiment.parallel.pipeline_stages
+    costs = [layer.cost for layer in spec.layers]
+    bounds = stage_bounds(costs, stages, spec.preferred_cuts)
+    rows = []
+    for stage, (a, b) in enumerate(itertools.pairwise(bounds)):
+        share = sum(costs[a:b]) / sum(costs)
+        rows.append(StageRow(stage, a, b, spec.layers[a].name, spec.layers[b - 1].name, share))
+    return rows
+
+
+def build_engine(
+    experiment: Experiment, spec: ModelSpec, deepspeed_config: dict[str, Any], weights_follow: bool = False
+) -> Engine:
+    """Build this rank's layers, initialise them, and wrap them.
+
+    Args:
+        experiment: checked.
+        spec: the model.
+        deepspeed_config: complete.
+        weights_follow: a checkpoint fills the weights next, so initialising them would be wasted time.
+    """
+    seed = None if weights_follow else experiment.train.seed
+    build: Callable[..., LayerList] = partial(
+        LayerList, spec, seed=seed, checkpoint_every=experiment.train.activation_checkpointing
+    )
+    optimizer = partial(adamw, config=experiment.optimizer)
+    if experiment.parallel.pipeline_stages == 1:
+        from pretrain.parallel.plain import PlainEngine
+
+        layers = build()
+        if torch.cuda.is_available():
+            layers = layers.to(torch.device("cuda", torch.cuda.current_device()))
+        return PlainEngine(spec, layers, optimizer(layers), deepspeed_config)
+    from pretrain.parallel.pipeline import PipelineEngine
+
+    bounds = [0, *(row.stop for row in stage_table(experiment, spec))]
+    return PipelineEngine(spec, bounds, build, optimizer, deepspeed_config)

@@ -1,0 +1,102 @@
+"""The one interface over DeepSpeed's engines. Loop, checkpoint and monitors know nothing beyond it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pretrain.models.layer_list import LayerList
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step.
+
+    loss is the sum over the target tokens of the global batch divided by their count; grad_norm is the L2 norm of
+    the whole gradient before clipping, grad_norm_clipped after. A skipped step (gradient not finite) left weights
+    and optimizer state as they were.
+    """
+
+    loss: float
+    target_tokens: int
+    grad_norm: float
+    grad_norm_clipped: float
+    skipped: bool
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A flat range of one parameter that this rank owns. All tensors are views: writing changes the training.
+
+    Elements [start, stop) of the parameter `name` of global `shape`, flattened in row-major order.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    weight: Tensor
+    """fp32 master weights [stop - start]"""
+    exp_avg: Tensor
+    """Adam's first moment [stop - start], fp32"""
+    exp_avg_sq: Tensor
+    """Adam's second moment [stop - start], fp32"""
+    gradient: Callable[[], Tensor]
+    """The reduced, unclipped gradient [stop - start]; only inside a `before_update` listener."""
+
+
+class Engine(ABC):
+    """A model laid out over processes, with its optimizer."""
+
+    rank: int
+    stage: int
+    """This rank's pipeline stage."""
+    num_stages: int
+    data_parallel_rank: int
+    data_parallel_size: int
+    layers: LayerList
+    """The layers that this rank holds."""
+    before_update: list[Callable[[], None]]
+    """Called between the reduction of the gradients and the optimizer's step, on every rank."""
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether this rank reads micro-batches: the first stage (inputs) and the last (labels)."""
+        return self.stage in (0, self.num_stages - 1)
+
+    @abstractmethod
+    def train_step(self, micro_batches: Sequence[Batch], lr: float) -> StepResult:
+        """Forward, backward and update on this rank's micro-batches of one global batch.
+
+        Args:
+            micro_batches: the same number on every rank; empty where `needs_data` is False.
+            lr: learning rate of this step.
+        """
+
+    @abstractmethod
+    def evaluate(self, micro_batches: Sequence[Batch]) -> tuple[float, int]:
+        """(summed cross-entropy in nats, target tokens) over all ranks' micro-batches, without dropout."""
+
+    @abstractmethod
+    def owned_shards(self, replicas: bool = False) -> Iterator[Shard]:
+        """What this rank owns of weights and optimizer state, in the order of the model's layers.
+
+        Args:
+            replicas: also the copies of tied parameters that another stage owns (a load must fill them too).
+        """
+
+    @abstractmethod
+    def optimizer_step_count(self) -> int:
+        """Updates that the optimizer has made; Adam's bias correction depends on it."""
+
+    @abstractmethod
+    def set_optimizer_step_count(self, steps: int) -> None: ...
+
+    @abstractmethod
+    def publish_weights(self) -> None:
+        """After writing into shards' weights: make the forward pass use them, on every rank."""

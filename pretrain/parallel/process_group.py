@@ -1,0 +1,56 @@
+"""Start and end the process group; keep DeepSpeed's own talk in a file a rank."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+
+from pretrain.launch.environment import RankEnvironment, export
+
+
+@contextmanager
+def quiet(log: Path) -> Iterator[None]:
+    """Send what libraries print and log inside the block to `log`, appending."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file, redirect_stdout(file):
+        yield
+
+
+def send_library_talk(log: Path) -> None:
+    """DeepSpeed's logger and all Python warnings write to `log` instead of the terminal, from now on."""
+    handler = logging.FileHandler(log, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.captureWarnings(True)
+    for name in ("DeepSpeed", "py.warnings"):
+        logger = logging.getLogger(name)
+        for old in list(logger.handlers):
+            logger.removeHandler(old)
+        logger.addHandler(handler)
+        logger.propagate = False
+
+
+def start(environment: RankEnvironment, log: Path) -> None:
+    """Initialise DeepSpeed's communication for this rank: NCCL on GPUs, gloo on CPUs."""
+    os.environ.update(export(environment))
+    with quiet(log):
+        import deepspeed
+
+        send_library_talk(log)
+        if torch.cuda.is_available():
+            torch.cuda.set_device(environment.local_rank)
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def end() -> None:
+    """Leave the group; without it, torch warns at exit."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    sys.stdout.flush()

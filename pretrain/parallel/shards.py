@@ -1,0 +1,72 @@
+"""What a rank owns under ZeRO-1 and 2 (and DeepSpeed's BF16 optimizer), as flat ranges of named parameters.
+
+DeepSpeed flattens each parameter group and gives every data-parallel rank one slice of it; `_hp_mapping` of a
+parameter says which of its elements lie in this rank's slice, and where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.parallel.engine import Shard
+
+
+def create_moments(inner: torch.optim.Optimizer) -> None:
+    """Give AdamW its (zero) moments now, so that shards exist before the first step. A step would do the same."""
+    for group in inner.param_groups:
+        for flat in group["params"]:
+            if not inner.state[flat]:
+                inner.state[flat] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=flat.device if group.get("fused") else None),
+                    "exp_avg": torch.zeros_like(flat),
+                    "exp_avg_sq": torch.zeros_like(flat),
+                }
+
+
+def zero_shards(module: nn.Module, optimizer: Any, replicas: bool) -> Iterator[Shard]:
+    """Shards of `module`'s parameters under a DeepSpeed optimizer; names as in the module's state dict."""
+    inner = optimizer.optimizer
+    for name, parameter in module.named_parameters():
+        mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
+        if mapping is None or (getattr(parameter, "ds_pipe_replicated", False) and not replicas):
+            continue
+        inside, flat_range = mapping.lp_fragment_address, mapping.hp_fragment_address
+        flat = inner.param_groups[mapping.param_group_index]["params"][0]
+        state = inner.state[flat]
+
+        def view(buffer: Tensor, start: int = flat_range.start, length: int = flat_range.numel) -> Tensor:
+            return buffer.detach().narrow(0, start, length)
+
+        yield Shard(
+            name=name,
+            shape=tuple(parameter.shape),
+            start=inside.start,
+            stop=inside.start + inside.numel,
+            weight=view(flat),
+            exp_avg=view(state["exp_avg"]),
+            exp_avg_sq=view(state["exp_avg_sq"]),
+            gradient=partial(_gradient, parameter),
+        )
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
+    gradient = mapping.get_lp_grad_fragment(parameter._index_in_param_group).detach().float().flatten()  # type: ignore[attr-defined]
+    inside = mapping.lp_fragment_address
+    # The BF16 optimizer keeps the whole parameter's gradient on every rank, ZeRO only the fragment.
+    return gradient if gradient.numel() == inside.numel else gradient.narrow(0, inside.start, inside.numel)
+
+
+def step_count(inner: torch.optim.Optimizer) -> int:
+    return max(int(inner.state[flat]["step"]) for group in inner.param_groups for flat in group["params"])
+
+
+def set_step_count(inner: torch.optim.Optimizer, steps: int) -> None:
+    for group in inner.param_groups:
+        for flat in group["params"]:
+            inner.state[flat]["step"].fill_(float(steps))
