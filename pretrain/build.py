@@ -1,0 +1,239 @@
+"""The one place that puts an experiment's parts together."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pretrain.analysis.plan import total_parameters
+from pretrain.checkpoint.callback import Checkpoints
+from pretrain.checkpoint.restore import changed_keys, fill_weights, has_checkpoint, newest_good, resume
+from pretrain.config.checks import BatchPlan, check
+from pretrain.config.deepspeed import deepspeed_config
+from pretrain.config.load import read_yaml, to_yaml
+from pretrain.config.schema import Experiment
+from pretrain.data.loader import BatchLoader
+from pretrain.data.prepare import PreparedData, prepare
+from pretrain.errors import EXIT_DONE, CheckpointError
+from pretrain.launch.environment import RankEnvironment, process_threads
+from pretrain.models.layers import ModelSpec
+from pretrain.models.registry import FAMILIES
+from pretrain.monitors.depth import DepthSignals
+from pretrain.monitors.metrics import Metrics, Summary
+from pretrain.monitors.norm_inputs import NormInputs
+from pretrain.monitors.progress_bar import ProgressBar
+from pretrain.monitors.tensorboard import TensorBoard
+from pretrain.monitors.update_norm import UpdateNorm
+from pretrain.parallel import collectives, process_group
+from pretrain.parallel.build import build_engine
+from pretrain.resilience.orphan import OrphanWatch
+from pretrain.resilience.signals import SignalStop
+from pretrain.schedules.registry import SCHEDULES
+from pretrain.state.manifest import Manifest
+from pretrain.state.reader import Checkpoint, list_checkpoints, resolve_checkpoint, step_folder
+from pretrain.training.callback import Callback
+from pretrain.training.evaluation import Evaluation
+from pretrain.training.loop import Trainer
+from pretrain.training.run_folder import CONFIG, TOKENIZER, RunFolder
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for, beside the experiment."""
+
+    resume: str = "auto"
+    """auto: go on if there is a checkpoint; never: refuse if there is one; must: refuse if there is none."""
+    init_from: str | None = None
+    """A checkpoint whose weights to start from, with a fresh optimizer at step 0."""
+    deepspeed: dict[str, Any] | None = None
+    """The user's DeepSpeed JSON."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked experiment: all that can be known before any process group starts."""
+
+    experiment: Experiment
+    request: Request
+    batch: BatchPlan
+    deepspeed: dict[str, Any]
+    data: PreparedData
+    spec: ModelSpec
+    resumes: bool
+
+    @property
+    def tokens_per_sample(self) -> int:
+        return self.experiment.data.source_length + self.data.objective.target_length
+
+
+def device_kind() -> Any:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def plan(experiment: Experiment, request: Request, environment: RankEnvironment, quiet: bool) -> Plan:
+    """Check everything that can be wrong, then prepare the data.
+
+    Raises:
+        UserError: one line that names what is wrong and the cure.
+    """
+    batch = check(experiment, environment.world_size, device_kind())
+    deepspeed = deepspeed_config(experiment, batch, request.deepspeed)
+    resumes = _resumes(experiment, request)
+    data = prepare(experiment, quiet=quiet)
+    return Plan(experiment, request, batch, deepspeed, data, model_spec(experiment, data), resumes)
+
+
+def model_spec(experiment: Experiment, data: PreparedData) -> ModelSpec:
+    """The model's descriptors for this tokenizer and objective."""
+    multiple = experiment.data.pad_vocab_to
+    vocab_size = -(-data.tokenizer.vocab_size // multiple) * multiple
+    family = FAMILIES[experiment.model.family]
+    return family(experiment.model, vocab_size, experiment.data.source_length, data.objective.target_length)
+
+
+def _resumes(experiment: Experiment, request: Request) -> bool:
+    """Whether this session goes on from a checkpoint; refuses what would lose or mix up a run."""
+    folder = Path(experiment.run_dir)
+    found = has_checkpoint(folder / "checkpoints")
+    if request.resume == "must" and not found:
+        raise CheckpointError(f"--resume must: {folder}/checkpoints holds no checkpoint; check run.dir, or use auto")
+    if request.resume == "never" and found:
+        raise CheckpointError(f"--resume never: {folder} holds a run; set another run.dir, or remove it")
+    if request.init_from is not None:
+        if found:
+            raise CheckpointError(
+                f"--init-from: {folder} already holds a run; set another run.dir to start from weights"
+            )
+        Checkpoint(resolve_checkpoint(Path(request.init_from)), verify="sizes")
+    if found and (folder / CONFIG).exists():
+        changed = changed_keys(read_yaml(folder / CONFIG), experiment.model_dump(mode="json"))
+        if changed:
+            raise CheckpointError(
+                f"{changed[0]} differs from the run in {folder}"
+                + (f" (and {len(changed) - 1} more)" if len(changed) > 1 else "")
+                + "; set it back, or set another run.dir (with --init-from to keep the weights)"
+            )
+    return found
+
+
+def use_threads(experiment: Experiment, environment: RankEnvironment) -> None:
+    """CPU threads of this process: as stated, or its share of the cores it may run on."""
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(experiment.train.threads or process_threads(environment, os.environ, cores))
+
+
+def trainer(plan: Plan, environment: RankEnvironment, folder: RunFolder) -> Trainer:
+    """Build the engine and everything that hangs on the loop, resumed where there is a checkpoint.
+
+    Collective: runs on every rank, within the process group.
+    """
+    experiment, data = plan.experiment, plan.data
+    weights_follow = plan.resumes or plan.request.init_from is not None
+    engine = build_engine(experiment, plan.spec, plan.deepspeed, weights_follow=weights_follow)
+    loader = BatchLoader(
+        data.train,
+        experiment.train.seed,
+        experiment.batch.global_batch_size,
+        experiment.batch.micro_batch_size,
+        engine.data_parallel_rank,
+        engine.data_parallel_size,
+    )
+    texts = {CONFIG: to_yaml(experiment).encode(), TOKENIZER: Path(data.tokenizer.path).read_bytes()}
+    result = Trainer(
+        experiment,
+        plan.spec,
+        engine,
+        loader,
+        SCHEDULES.build(experiment.schedule, experiment.train.max_steps),
+        plan.tokens_per_sample,
+        folder,
+        callbacks(plan, environment, texts),
+    )
+    if plan.resumes:
+        checkpoint, problems = newest_good(folder.checkpoints)
+        for problem in problems:
+            folder.event("alert", checkpoint.step, reason=f"damaged checkpoint passed over: {problem}")
+            print(f"damaged checkpoint passed over: {problem}", file=sys.stderr, flush=True)
+        resume(result, checkpoint)
+        folder.event("resume", result.progress.step, checkpoint=str(checkpoint.folder), **layout(plan))
+    else:
+        if plan.request.init_from is not None:
+            fill_weights(engine, Checkpoint(resolve_checkpoint(Path(plan.request.init_from))), moments=False)
+        folder.event("start", 0, init_from=plan.request.init_from, **layout(plan))
+    folder.write(CONFIG, texts[CONFIG].decode())
+    folder.write("deepspeed.json", json.dumps(plan.deepspeed, indent=1) + "\n")
+    if folder.writes:
+        (folder.path / TOKENIZER).write_bytes(texts[TOKENIZER])
+    return result
+
+
+def train(plan: Plan, environment: RankEnvironment) -> int:
+    """Start the process group, train, and leave; returns the exit code of why the session ended."""
+    folder = RunFolder(Path(plan.experiment.run_dir), writes=environment.rank == 0)
+    if plan.resumes and finished(plan.experiment, folder):
+        if folder.writes:
+            print(f"{folder.path}: done, nothing left to do; raise train.max_steps or set another run.dir to go on")
+        return EXIT_DONE
+    folder.acquire()
+    log = folder.path / "logs" / f"rank_{environment.rank}.log"
+    process_group.start(environment, log)
+    try:
+        with process_group.quiet(log):
+            session = trainer(plan, environment, folder)
+        stop = session.run()
+        folder.event("end", session.progress.step, reason=stop.reason, exit_code=stop.exit_code)
+        say(f"{folder.path}: ended at step {session.progress.step} ({stop.reason})")
+        return stop.exit_code
+    finally:
+        process_group.end()
+
+
+def finished(experiment: Experiment, folder: RunFolder) -> bool:
+    """Whether the newest checkpoint is whole (by size) and stands at this session's last step."""
+    try:
+        newest = Manifest.read(list_checkpoints(folder.checkpoints)[0])
+    except CheckpointError:
+        return False
+    whole = newest.damaged(step_folder(folder.checkpoints, newest.step), hashes=False) is None
+    return whole and newest.step >= (experiment.train.stop_at_step or experiment.train.max_steps)
+
+
+def say(text: str) -> None:
+    """One line on the terminal, from rank 0."""
+    if collectives.is_first():
+        print(text, flush=True)
+
+
+def layout(plan: Plan) -> dict[str, Any]:
+    """How this session lies over processes, for manifest and events."""
+    return {
+        "processes": plan.batch.world_size,
+        "pipeline_stages": plan.batch.pipeline_stages,
+        "data_parallel_size": plan.batch.data_parallel_size,
+        "micro_batches": plan.batch.micro_batches,
+        "zero_stage": plan.experiment.parallel.zero_stage,
+        "precision": plan.experiment.train.precision,
+    }
+
+
+def callbacks(plan: Plan, environment: RankEnvironment, texts: dict[str, bytes]) -> list[Callback]:
+    """In the order in which they run; what saves comes last."""
+    metrics, evaluation = Metrics(), Evaluation(plan.data.validation)
+    chosen: list[Callback] = [SignalStop(), metrics, evaluation]
+    if environment.launcher != "single":
+        chosen.insert(1, OrphanWatch())
+    if plan.experiment.monitors.interval:
+        chosen.append(DepthSignals([NormInputs(plan.spec), UpdateNorm(plan.spec)]))
+    if collectives.is_first():
+        if plan.experiment.monitors.tensorboard:
+            chosen.append(TensorBoard(metrics, evaluation))
+        chosen.append(ProgressBar(evaluation))
+    chosen.append(Summary(evaluation, plan.data.unigram_entropy, total_parameters(plan.spec)))
+    chosen.append(Checkpoints(layout(plan), texts))
+    return chosen

@@ -1,0 +1,1 @@
+"""Save, verify, keep and restore a run's state."""

@@ -1,0 +1,73 @@
+"""metrics.jsonl: one object a logged step; summary.json at the end."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from typing import Any
+
+from pretrain.training.callback import Callback
+from pretrain.training.evaluation import Evaluation
+from pretrain.training.loop import StepReport, Trainer
+from pretrain.training.run_folder import METRICS
+
+
+class Metrics(Callback):
+    """Writes the step's figures; `latest` is what other sinks show."""
+
+    def __init__(self) -> None:
+        self.latest: dict[str, Any] = {}
+
+    def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
+        progress, result = trainer.progress, report.result
+        tokens = trainer.experiment.batch.global_batch_size * trainer.tokens_per_sample
+        self.latest = {
+            "step": report.step,
+            "tokens": progress.tokens,
+            "samples": progress.samples,
+            "loss": result.loss,
+            "lr": report.lr,
+            "grad_norm": result.grad_norm,
+            "grad_norm_clipped": result.grad_norm_clipped,
+            "tokens_per_second": tokens / report.step_seconds,
+            "mfu": None,  # the peak of the device is not stated
+            "step_seconds": report.step_seconds,
+            "data_seconds": report.data_seconds,
+            "target_tokens": result.target_tokens,
+        }
+        if report.step % trainer.experiment.monitors.log_interval == 0:
+            trainer.folder.append(METRICS, self.latest)
+
+
+class Summary(Callback):
+    """The final figures in summary.json.
+
+    Args:
+        evaluation: whose last validation loss is reported.
+        unigram_entropy: of the validation targets, in nats.
+        parameters: of the whole model.
+    """
+
+    def __init__(self, evaluation: Evaluation, unigram_entropy: float, parameters: int):
+        self.evaluation, self.unigram_entropy, self.parameters = evaluation, unigram_entropy, parameters
+        self.rates: deque[float] = deque(maxlen=1000)
+
+    def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
+        tokens = trainer.experiment.batch.global_batch_size * trainer.tokens_per_sample
+        self.rates.append(tokens / report.step_seconds)
+
+    def on_end(self, trainer: Trainer) -> None:
+        figures: dict[str, Any] = {
+            "step": trainer.progress.step,
+            "max_steps": trainer.experiment.train.max_steps,
+            "loss": trainer.progress.loss,
+            "validation_loss": self.evaluation.validation_loss,
+            "validation_step": self.evaluation.evaluated_step,
+            "unigram_entropy": self.unigram_entropy,
+            "parameters": self.parameters,
+            "seconds": trainer.progress.seconds,
+            "skipped_steps": trainer.progress.skipped,
+        }
+        if self.rates:
+            figures["tokens_per_second"] = statistics.median(self.rates)
+        trainer.folder.update_summary(figures)

@@ -1,0 +1,1 @@
+"""Ending well: signals, dead launchers."""

@@ -1,0 +1,76 @@
+"""Train an experiment.
+
+deepspeed --num_gpus 2 pretrain/train.py --recipe demo
+srun python pretrain/train.py --recipe deepnet_100l parallel.pipeline_stages=8
+python pretrain/train.py --recipe demo parallel.pipeline_stages=1 --dry-run
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+if not __package__:  # run as a script: import from this clone, and let pretrain/'s folders hide no other package
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from pretrain import __version__
+from pretrain.errors import EXIT_DONE, EXIT_WRONG_INPUT, UserError
+from pretrain.launch.environment import RankEnvironment, rank_environment
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line; see docs/training.md."""
+    parser = argparse.ArgumentParser(
+        prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", required=True, help="name of a recipe in pretrain/recipes, or a YAML file")
+    parser.add_argument("--deepspeed_config", metavar="FILE", help="DeepSpeed JSON; say auto where the recipe decides")
+    parser.add_argument("--resume", choices=("auto", "never", "must"), default="auto", help="default: auto")
+    parser.add_argument("--init-from", metavar="CKPT", help="start from these weights: fresh optimizer, step 0")
+    parser.add_argument("--tiny", action="store_true", help="apply the recipe's tiny section")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, and end")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher appends it
+    parser.add_argument("--version", action="version", version=f"kilolayer {__version__}")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="change keys of the recipe")
+    return parser.parse_intermixed_args(argv)
+
+
+def run(args: argparse.Namespace, environment: RankEnvironment) -> int:
+    """Check, build, train; returns the exit code."""
+    from pretrain import build
+    from pretrain.config.deepspeed import load_deepspeed_json
+    from pretrain.config.load import load_experiment
+
+    first = environment.rank == 0
+    experiment = load_experiment(args.recipe, args.overrides, tiny=args.tiny)
+    deepspeed = load_deepspeed_json(args.deepspeed_config) if args.deepspeed_config else None
+    build.use_threads(experiment, environment)
+    plan = build.plan(experiment, build.Request(args.resume, args.init_from, deepspeed), environment, quiet=not first)
+    if args.dry_run:
+        from pretrain.analysis.plan import dry_run_text
+
+        if first:
+            print(dry_run_text(plan.experiment, plan.spec, plan.batch, plan.tokens_per_sample))
+        return EXIT_DONE
+    return build.train(plan, environment)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run, and turn wrong input into one line and exit code 2."""
+    args = arguments(argv)
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    try:
+        return run(args, rank_environment(os.environ))
+    except UserError as error:
+        if rank == 0:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(2)  # the launcher ends all ranks when one has ended: let rank 0 speak first
+        return EXIT_WRONG_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

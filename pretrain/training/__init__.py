@@ -1,0 +1,1 @@
+"""The loop, its callbacks' contract, the run's folder and progress."""

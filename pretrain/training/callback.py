@@ -1,0 +1,35 @@
+"""What can hang on the loop. Everything but the step itself is a callback."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pretrain.training.loop import StepReport, Trainer
+
+
+class Callback:
+    """Hooks of the loop, called on every rank, in the order in which the callbacks stand in the list.
+
+    A callback that keeps something over sessions gives it as JSON through `state_dict`, under its class name.
+    """
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Before the first step of a session; a resumed state is already in place."""
+
+    def on_step_begin(self, trainer: Trainer, step: int) -> None:
+        """Before step `step` (counted from 1)."""
+
+    def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
+        """After a step that was done (a skipped one is not reported)."""
+
+    def on_end(self, trainer: Trainer) -> None:
+        """After the last step of a session, whatever ended it but an exception."""
+
+    def on_close(self, trainer: Trainer) -> None:
+        """Always, also after an exception: release what is held."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...

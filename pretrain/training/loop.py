@@ -1,0 +1,156 @@
+"""The loop: batch, step, callbacks, until a reason to stop is agreed on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pretrain.config.schema import Experiment
+from pretrain.data.loader import BatchLoader
+from pretrain.errors import UserError
+from pretrain.models.layers import ModelSpec
+from pretrain.parallel import collectives
+from pretrain.parallel.engine import Engine, StepResult
+from pretrain.training.callback import Callback
+from pretrain.training.progress import Progress, Stop
+from pretrain.training.run_folder import RunFolder
+
+SKIPS_IN_A_ROW = 10
+"""Steps without a finite gradient after which a run gives up."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What callbacks learn of a step."""
+
+    step: int
+    result: StepResult
+    lr: float
+    step_seconds: float
+    data_seconds: float
+    """Part of step_seconds that was spent waiting for data."""
+
+
+class Trainer:
+    """Runs an experiment on this rank.
+
+    Args:
+        experiment: checked and resolved.
+        spec: the model's descriptors.
+        engine: the model, laid out.
+        loader: micro-batches; None on ranks that need none.
+        schedule: `factor(step)` multiplies the peak rate.
+        tokens_per_sample: source and target positions of one sample.
+        folder: the run's folder.
+        callbacks: in order; the ones that save come last.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        spec: ModelSpec,
+        engine: Engine,
+        loader: BatchLoader,
+        schedule: Any,
+        tokens_per_sample: int,
+        folder: RunFolder,
+        callbacks: Sequence[Callback],
+    ):
+        self.experiment, self.spec, self.engine, self.loader = experiment, spec, engine, loader
+        self.schedule, self.tokens_per_sample, self.folder = schedule, tokens_per_sample, folder
+        self.callbacks = list(callbacks)
+        self.progress = Progress()
+        self.stop = Stop.NO
+        """Why this rank wants to stop; `_agreed_stop` is what all ranks act on."""
+
+    @property
+    def last_step(self) -> int:
+        """The step after which this session ends."""
+        return self.experiment.train.stop_at_step or self.experiment.train.max_steps
+
+    def run(self) -> Stop:
+        """Train until the end, a signal, or the step to stop at; returns why.
+
+        Raises:
+            UserError: the gradient stayed not finite.
+        """
+        try:
+            self._each("on_start")
+            stop = self._agreed_stop()
+            while stop == Stop.NO:
+                self._step(self.progress.step + 1)
+                stop = self._agreed_stop()
+            self.stop = stop
+            self._each("on_end")
+            return stop
+        finally:
+            self._each("on_close")
+            self.loader.close()
+
+    def _step(self, step: int) -> None:
+        """One step that counts; batches without a finite gradient are skipped on the way."""
+        self._each("on_step_begin", step)
+        for _ in range(SKIPS_IN_A_ROW):
+            start = time.perf_counter()
+            batches = self.loader.next() if self.engine.needs_data else self.loader.pass_by()
+            data_seconds = time.perf_counter() - start
+            lr = self.experiment.optimizer.lr * self.schedule.factor(step)
+            result = self.engine.train_step(batches, lr)
+            seconds = time.perf_counter() - start
+            self.progress.seconds += seconds
+            if not result.skipped:
+                break
+            self._skip(step, result)
+        else:
+            raise UserError(
+                f"step {step}: the gradient was not finite in {SKIPS_IN_A_ROW} batches in a row; "
+                "lower optimizer.lr, lengthen schedule.warmup_steps, or start from an earlier checkpoint"
+            )
+        self.progress.step = step
+        self.progress.samples += self.experiment.batch.global_batch_size
+        self.progress.tokens += self.experiment.batch.global_batch_size * self.tokens_per_sample
+        self.progress.loss = result.loss
+        self._each("on_step_end", StepReport(step, result, lr, seconds, data_seconds))
+
+    def _skip(self, step: int, result: StepResult) -> None:
+        """Neither step, schedule nor Adam advance; the batch's sample ranges join the data state."""
+        ranges = [list(pair) for pair in self.loader.last_ranges]
+        self.loader.skip(ranges)
+        self.progress.skipped += 1
+        self.folder.event("skip", step, reason="gradient not finite", loss=result.loss, sample_ranges=ranges)
+
+    def request_stop(self, reason: Stop) -> None:
+        """Ask for the end after the current step; safe in a signal handler and from a thread."""
+        self.stop = max(self.stop, reason)
+
+    def _agreed_stop(self) -> Stop:
+        done = self.progress.step
+        if done >= self.experiment.train.max_steps:
+            self.request_stop(Stop.MAX_STEPS)
+        elif done >= self.last_step:
+            self.request_stop(Stop.STOP_AT_STEP)
+        return Stop(int(collectives.max_over(torch.tensor([int(self.stop)])).item()))
+
+    def _each(self, hook: str, *args: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, hook)(self, *args)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a checkpoint keeps beside weights and moments, as JSON."""
+        return {
+            "progress": self.progress.state_dict(),
+            "data": self.loader.state_dict(),
+            "optimizer_steps": self.engine.optimizer_step_count(),
+            "callbacks": {type(callback).__name__: callback.state_dict() for callback in self.callbacks},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.progress.load_state_dict(state["progress"])
+        self.loader.load_state_dict(state["data"])
+        self.engine.set_optimizer_step_count(state["optimizer_steps"])
+        for callback in self.callbacks:
+            callback.load_state_dict(state["callbacks"].get(type(callback).__name__, {}))

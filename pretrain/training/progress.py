@@ -1,0 +1,57 @@
+"""How far a run has come, and why it ends."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from typing import Any
+
+from pretrain.errors import EXIT_DONE, EXIT_ORPHANED, EXIT_STOPPED_BY_SIGNAL
+
+
+class Stop(IntEnum):
+    """Why the loop ends. Ranks agree on the largest value that any of them holds."""
+
+    NO = 0
+    STOP_AT_STEP = 1
+    MAX_STEPS = 2
+    SIGINT = 3
+    SIGTERM = 4
+    ORPHANED = 5
+
+    @property
+    def reason(self) -> str:
+        """As events.jsonl has it."""
+        return self.name.lower() if self < Stop.SIGINT else self.name if self < Stop.ORPHANED else "launcher died"
+
+    @property
+    def exit_code(self) -> int:
+        return {
+            Stop.ORPHANED: EXIT_ORPHANED,
+            Stop.SIGINT: EXIT_STOPPED_BY_SIGNAL,
+            Stop.SIGTERM: EXIT_STOPPED_BY_SIGNAL,
+        }.get(self, EXIT_DONE)
+
+
+@dataclass
+class Progress:
+    """Counted over all sessions of a run."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    samples: int = 0
+    tokens: int = 0
+    """Source and target positions, padding included."""
+    seconds: float = 0.0
+    """Wall time inside the loop."""
+    loss: float | None = None
+    """Training loss of the last step."""
+    skipped: int = 0
+    """Steps that were thrown away because the gradient was not finite."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
