@@ -1,0 +1,1 @@
+"""Corpora become tokens, tokens become samples, samples become batches."""

@@ -1,0 +1,252 @@
+"""From the experiment's `data` section to samples, through caches that are built once.
+
+Below run.cache: `corpora/KEY/facts.json` (content hash of a corpus, keyed by the listing of its files),
+`tokenizers/KEY/tokenizer.model`, `tokens/KEY/{train,validation}.{bin,idx}`; each KEY is a hash of all that decides the
+content.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pretrain.data import fingerprint
+from pretrain.data.cache import build_once
+from pretrain.data.corpus import (
+    EMBEDDED,
+    NOTHING_HELD_OUT,
+    Corpus,
+    CorpusFacts,
+    Document,
+    Split,
+    held_out_split,
+    open_corpus,
+    scan,
+)
+from pretrain.data.hashing import digest
+from pretrain.data.samples import Samples
+from pretrain.data.tokenizer import SAMPLE_CHARACTERS, Tokenizer, train_tokenizer, training_lines
+from pretrain.data.tokens import TokenFile, TokenWriter
+from pretrain.errors import DataError
+from pretrain.objectives.cross_entropy import IGNORE_INDEX
+from pretrain.objectives.registry import OBJECTIVES
+
+if TYPE_CHECKING:
+    from pretrain.config.schema import Experiment
+
+log = logging.getLogger(__name__)
+
+AUTO = "auto"
+FORMAT = 1  # of the caches; raise it when their content changes for the same key
+CHUNK = 1 << 20  # characters; longer documents are cut after a line end and encoded piece by piece
+ENCODE_AT_ONCE = 256  # chunks
+THREADS = 2
+
+
+@dataclass(frozen=True)
+class Source:
+    """A corpus with what a scan found, and which of its documents are held out."""
+
+    corpus: Corpus
+    facts: CorpusFacts
+    split: Split
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Everything a run needs of its data.
+
+    `fingerprint` names all that decides the samples; `unigram_entropy` is that of the fixed validation targets, in
+    nats a token: what a model reaches that knows only how frequent each token is.
+    """
+
+    tokenizer: Tokenizer
+    objective: Any
+    train: Samples
+    validation: Samples
+    fingerprint: str
+    unigram_entropy: float
+
+
+def prepare(experiment: Experiment, quiet: bool = False) -> PreparedData:
+    """Build what is missing in the cache, then open it. Any number of processes may call this at once.
+
+    Args:
+        experiment: its sections run (cache), data, objective, train (seed) and evaluation (samples) are used.
+        quiet: no progress bar, no count of skipped files.
+
+    Raises:
+        DataError: a corpus, tokenizer or cache that cannot be used.
+        ConfigError: an objective that does not fit the tokenizer or the source length.
+    """
+    cache = cache_folder(experiment)
+    train, validation = open_sources(experiment, quiet)
+    tokenizer = open_tokenizer(experiment, train, quiet)
+    objective = OBJECTIVES.build(experiment.objective, tokenizer.special, experiment.data.source_length)
+    files = open_tokens(cache, tokenizer, train, validation, quiet)
+    name = _fingerprint(experiment, train, validation, tokenizer)
+    splits = {
+        split: Samples(
+            files[split].tokens, objective, experiment.train.seed, split, shuffle=split == "train", fingerprint=name
+        )
+        for split in ("train", "validation")
+    }
+    targets = fixed_targets(splits["validation"], experiment.evaluation.samples)
+    return PreparedData(tokenizer, objective, **splits, fingerprint=name, unigram_entropy=unigram_entropy(targets))
+
+
+def cache_folder(experiment: Experiment) -> Path:
+    return Path(experiment.run.cache).expanduser()
+
+
+def open_sources(experiment: Experiment, quiet: bool = False) -> tuple[Source, Source]:
+    """The training and the validation corpus; the same corpus with a split unless data.validation is stated."""
+    data, cache = experiment.data, cache_folder(experiment)
+    corpus = open_corpus(data.train, data.glob, "data.train")
+    facts = _facts(cache, corpus, "data.train", quiet)
+    if data.validation is None:
+        split = held_out_split(facts, data.validation_fraction, data.train)
+        return Source(corpus, facts, split), Source(corpus, facts, split)
+    held_out = open_corpus(data.validation, data.glob, "data.validation")
+    held_out_facts = _facts(cache, held_out, "data.validation", quiet)
+    return Source(corpus, facts, NOTHING_HELD_OUT), Source(held_out, held_out_facts, NOTHING_HELD_OUT)
+
+
+def open_tokenizer(experiment: Experiment, train: Source, quiet: bool = False) -> Tokenizer:
+    """The experiment's tokenizer: the file it names, or one trained on the training documents (`auto`)."""
+    data = experiment.data
+    sentinels = int(getattr(experiment.objective, "sentinels", 0))
+    if data.tokenizer != AUTO:
+        return Tokenizer.load(data.tokenizer, sentinels)
+    key = digest(FORMAT, data.vocab_size, sentinels, SAMPLE_CHARACTERS, train.facts.fingerprint, train.split.threshold)
+    build = partial(_build_tokenizer, train=train, vocab_size=data.vocab_size, sentinels=sentinels, quiet=quiet)
+    folder = build_once(cache_folder(experiment) / "tokenizers" / key[:32], build)
+    return Tokenizer.load(folder / "tokenizer.model", sentinels)
+
+
+def open_tokens(
+    cache: Path, tokenizer: Tokenizer, train: Source, validation: Source, quiet: bool = False
+) -> dict[str, TokenFile]:
+    """The token files of both splits, documents ended by eos."""
+    key = digest(FORMAT, tokenizer.fingerprint, *(_identity(source) for source in (train, validation)))
+    build = partial(_build_tokens, tokenizer=tokenizer, train=train, validation=validation, quiet=quiet)
+    folder = build_once(cache / "tokens" / key[:32], build)
+    return {split: TokenFile(folder / split) for split in ("train", "validation")}
+
+
+def fixed_targets(samples: Samples, count: int) -> np.ndarray:
+    """Labels [min(count, len), T] of the fixed validation samples."""
+    return np.stack([samples[index]["labels"] for index in range(min(count, len(samples)))])
+
+
+def unigram_entropy(labels: np.ndarray) -> float:
+    """H = -sum p log p over the tokens' frequencies in `labels` (any shape, -100 left out), in nats."""
+    _, counts = np.unique(labels[labels != IGNORE_INDEX], return_counts=True)
+    p = counts / counts.sum()
+    return float(-(p * np.log(p)).sum())
+
+
+def _fingerprint(experiment: Experiment, train: Source, validation: Source, tokenizer: Tokenizer) -> str:
+    parts: dict[str, str | int | float] = {
+        "corpus": train.facts.fingerprint[:16],
+        "validation": _identity(validation)[:16],
+        "tokenizer": tokenizer.fingerprint[:16],
+        "source_length": experiment.data.source_length,
+        "seed": experiment.train.seed,
+    }
+    objective: Any = experiment.objective
+    parts |= {f"objective.{name}": value for name, value in objective.model_dump(mode="json").items()}
+    return fingerprint.join(parts)
+
+
+def _identity(source: Source) -> str:
+    return digest(source.facts.fingerprint, source.split.threshold)
+
+
+def _facts(cache: Path, corpus: Corpus, key: str, quiet: bool) -> CorpusFacts:
+    """Facts of the corpus, scanned only if its listing has changed since the last scan."""
+
+    def build(folder: Path) -> None:
+        (folder / "facts.json").write_text(json.dumps(scan(corpus, key).to_dict()))
+
+    folder = build_once(cache / "corpora" / digest(FORMAT, corpus.listing())[:32], build)
+    try:
+        facts = CorpusFacts(**json.loads((folder / "facts.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{folder}: is damaged; remove it to have it built again") from error
+    if facts.skipped and not quiet and corpus.spec != EMBEDDED:  # a few of its test files are broken on purpose
+        log.warning("%s: left out %d files that are not UTF-8 text", corpus.spec, facts.skipped)
+    return facts
+
+
+def _build_tokenizer(folder: Path, train: Source, vocab_size: int, sentinels: int, quiet: bool) -> None:
+    lines = training_lines(train.corpus, train.split, train.facts.characters)
+    bar = tqdm(lines, desc="tokenizer", unit=" lines", disable=True if quiet else None)
+    (folder / "tokenizer.model").write_bytes(train_tokenizer(bar, vocab_size, sentinels))
+
+
+def _build_tokens(folder: Path, tokenizer: Tokenizer, train: Source, validation: Source, quiet: bool) -> None:
+    with ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(TokenWriter(folder / split, tokenizer.vocab_size))
+            for split in ("train", "validation")
+        }
+        if train.split != NOTHING_HELD_OUT:
+            held_out = train.split.holds_out
+            routes = [(train, lambda name: "validation" if held_out(name) else "train")]
+        else:
+            routes = [(train, lambda name: "train"), (validation, lambda name: "validation")]
+        for source, route in routes:
+            for name, ids, ends in _encoded(source, tokenizer, quiet):
+                writer = writers[route(name)]
+                writer.append(ids)
+                if ends:
+                    writer.append([tokenizer.special.eos])
+                    writer.end_document()
+
+
+def _encoded(source: Source, tokenizer: Tokenizer, quiet: bool) -> Iterator[tuple[str, list[int], bool]]:
+    """(document's name, ids of a chunk, whether the document ends with it), in order."""
+    bar = tqdm(
+        total=source.facts.characters, desc="tokens", unit=" chars", unit_scale=True, disable=True if quiet else None
+    )
+    with bar:
+        for group in _groups(source.corpus.documents()):
+            ids = tokenizer.encode_batch([text for _, text, _ in group], THREADS)
+            for (name, text, ends), tokens in zip(group, ids, strict=True):
+                yield name, tokens, ends
+                bar.update(len(text))
+
+
+def _groups(documents: Iterable[Document]) -> Iterator[list[tuple[str, str, bool]]]:
+    """Chunks of documents in lists that are worth encoding by several threads, of bounded size."""
+    group: list[tuple[str, str, bool]] = []
+    held = 0
+    for document in documents:
+        chunks = list(_chunks(document.text))
+        for number, chunk in enumerate(chunks, start=1):
+            group.append((document.name, chunk, number == len(chunks)))
+            held += len(chunk)
+            if len(group) >= ENCODE_AT_ONCE or held >= 4 * CHUNK:
+                yield group
+                group, held = [], 0
+    if group:
+        yield group
+
+
+def _chunks(text: str) -> Iterator[str]:
+    start = 0
+    while len(text) - start > CHUNK:
+        cut = text.rfind("\n", start, start + CHUNK) + 1 or start + CHUNK
+        yield text[start:cut]
+        start = cut
+    yield text[start:]

@@ -1,0 +1,115 @@
+"""Build or look at tokenizer, tokens and samples: python tools/prepare_data.py --help"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import pretrain
+from pretrain.config.load import load_experiment
+from pretrain.config.schema import Experiment
+from pretrain.data.describe import SPLITS, data_lines, sample_lines, tokenizer_lines
+from pretrain.data.prepare import open_sources, open_tokenizer, prepare
+from pretrain.errors import EXIT_DONE, EXIT_WRONG_INPUT, DataError, UserError
+
+EXAMPLES = """examples:
+  python tools/prepare_data.py tokenizer data.train=texts/ data.vocab_size=16000 -o my.model
+  python tools/prepare_data.py tokens --recipe demo data.train=texts.jsonl data.tokenizer=my.model
+  python tools/prepare_data.py inspect --split validation --index 7 --count 2
+
+Training builds by itself whatever is missing in run.cache; `tokens` does the same ahead of time."""
+
+
+def tokenizer(arguments: argparse.Namespace, experiment: Experiment) -> None:
+    """Train the tokenizer, or open the one that is there."""
+    train, _ = open_sources(experiment)
+    found = open_tokenizer(experiment, train)
+    if arguments.output:
+        try:
+            shutil.copyfile(found.path, arguments.output)
+        except OSError as error:
+            raise DataError(f"--output: {arguments.output} cannot be written ({error.strerror})") from error
+    print(*tokenizer_lines(found), sep="\n")
+
+
+def tokens(arguments: argparse.Namespace, experiment: Experiment) -> None:
+    """Build tokenizer and token files."""
+    data = prepare(experiment)
+    print(*tokenizer_lines(data.tokenizer), *data_lines(data), sep="\n")
+
+
+def inspect(arguments: argparse.Namespace, experiment: Experiment) -> None:
+    """Print samples as the model will see them."""
+    data = prepare(experiment)
+    for index in range(arguments.index, arguments.index + arguments.count):
+        print(*sample_lines(data, arguments.split, index), sep="\n")
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_WRONG_INPUT, f"error: {message}; see --help\n")
+
+
+def parser() -> Parser:
+    main_parser = Parser(
+        prog="tools/prepare_data.py",
+        description="Build or look at a recipe's tokenizer, tokens and samples.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    main_parser.add_argument("--version", action="version", version=f"kilolayer {pretrain.__version__}")
+    commands = main_parser.add_subparsers(dest="command", required=True)
+    for command in (tokenizer, tokens, inspect):
+        sub = commands.add_parser(
+            command.__name__,
+            help=command.__doc__,
+            description=command.__doc__,
+            epilog=EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=command)
+        sub.add_argument("--recipe", default="demo", metavar="NAME|FILE", help="recipe (default: demo)")
+        sub.add_argument("--tiny", action="store_true", help="the recipe's own small sizes")
+        sub.add_argument("overrides", nargs="*", metavar="key.path=value", help="changes to the recipe")
+        if command is tokenizer:
+            sub.add_argument("-o", "--output", metavar="FILE.model", help="copy the model to this file")
+        if command is inspect:
+            sub.add_argument("--split", choices=SPLITS, default="train", help="which split (default: train)")
+            sub.add_argument("--index", type=natural, default=0, metavar="I", help="first global sample index")
+            sub.add_argument("--count", type=natural, default=1, metavar="N", help="samples to print (default: 1)")
+    return main_parser
+
+
+def natural(text: str) -> int:
+    """A number that is not negative; argparse turns the ValueError into its own one-line message."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return number
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    logging.basicConfig(format="%(message)s")
+    # What stands after an option, key.path=value too, is left over by the subparser.
+    parsing = parser()
+    arguments, rest = parsing.parse_known_args(argv)
+    if unknown := [word for word in rest if word.startswith("-")]:
+        parsing.error(f"unknown option {unknown[0]}")
+    arguments.overrides += rest
+    try:
+        arguments.run(arguments, load_experiment(arguments.recipe, arguments.overrides, tiny=arguments.tiny))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_WRONG_INPUT
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
