@@ -1,0 +1,275 @@
+"""What the report's page is given: figures, thinned curves, coded depth signals, events, configuration."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+from pretrain.analysis.compact import evenly, pack_matrix, plain, short, thin_curve
+from pretrain.analysis.run_folder import LayerSignal, RunFolder, Series, number
+
+MAX_CURVE_POINTS = 2000  # for each curve of a single run: two points for each pixel of a laptop's screen
+MAX_LAYER_VALUES = 1_400_000  # over all runs and signals: 3.7 MB of codes, which leaves the page below 5 MB
+MAX_EVENTS = 1000
+MAX_TEXT = 300
+ROUTINE_EVENTS = ("save", "evaluate")
+ALWAYS_DIFFERENT = ("name", "run.dir")
+
+# title, unit, what to look for
+SIGNAL_TEXTS = {
+    "norm_input_rms": (
+        "LayerNorm input",
+        "RMS",
+        "What each LayerNorm receives. Its gradient falls as 1 / RMS, so growth over depth or time is a vanishing "
+        "gradient below.",
+    ),
+    "update_norm": (
+        "Weight update",
+        "L2 norm",
+        "How far one step moves each layer's weights. A stable deep run keeps it even over depth; a jump that then "
+        "goes flat is a run that is stuck.",
+    ),
+}
+
+
+def report_data(runs: list[RunFolder]) -> dict[str, Any]:
+    """Everything the page shows of `runs`, made of what strict JSON knows.
+
+    Keys: `runs` (label, path, model, status, figures, metrics, layers, events, config, notes), `differences` (keys
+    of the configuration that are not the same in all runs), `signals` (title, unit and text of each depth signal).
+    """
+    share = _kept_share(runs)
+    points = max(400, MAX_CURVE_POINTS * 4 // max(4, len(runs)))
+    configs = [flatten(run.config) for run in runs]
+    entries = []
+    for run, label, config in zip(runs, labels(runs), configs, strict=True):
+        notes = [*run.notes, *_metric_notes(run, points)]
+        entries.append(
+            {
+                "label": label,
+                "path": str(run.path),
+                "model": model_line(run.config),
+                "status": status_line(run),
+                "figures": figures(run),
+                "metrics": {key: _curve(series, points) for key, series in run.metrics.items()},
+                "layers": _depth(run, share, notes),
+                "events": _events(run, notes),
+                "config": config,
+                "notes": notes,
+            }
+        )
+    names = dict.fromkeys(signal.signal for run in runs for signal in run.layers)
+    return {
+        "runs": entries,
+        "differences": differences(configs),
+        "signals": {name: dict(zip(("title", "unit", "text"), _texts(name), strict=True)) for name in names},
+    }
+
+
+def _metric_notes(run: RunFolder, limit: int) -> list[str]:
+    if not run.metrics:
+        return ["no step is logged yet"]
+    notes = []
+    for key, series in run.metrics.items():
+        bad = series.steps[~np.isfinite(series.values)]
+        if bad.size == 1:
+            notes.append(f"{key} is not finite at step {bad[0]:,}: a red mark at the top of its plot")
+        elif bad.size:
+            notes.append(
+                f"{key} is not finite at {bad.size:,} steps, the first {bad[0]:,}: red marks at the top of its plot"
+            )
+    longest = max(len(series.steps) for series in run.metrics.values())
+    if longest > limit:
+        notes.append(f"curves of {longest:,} points are thinned; every peak and dip is kept")
+    return notes
+
+
+def _texts(signal: str) -> tuple[str, str, str]:
+    return SIGNAL_TEXTS.get(signal, (signal.replace("_", " ").capitalize(), "", ""))
+
+
+def labels(runs: list[RunFolder]) -> list[str]:
+    """A name for each run; those that would be the same name get their folder beside it."""
+    names = [run.name for run in runs]
+    return [name if names.count(name) == 1 else f"{name} ({run.path})" for name, run in zip(names, runs, strict=True)]
+
+
+def model_line(config: dict[str, Any]) -> str:
+    """The model in a line, from what of it the configuration states."""
+    model = config.get("model")
+    if not isinstance(model, dict):
+        return ""
+    block = model.get("block")
+    layers = [str(model[key]) for key in ("encoder_layers", "decoder_layers", "num_layers") if key in model]
+    pieces = [
+        str(model.get("family", "")).replace("_", "-"),
+        str(block.get("kind", "")) if isinstance(block, dict) else "",
+        f"{' + '.join(layers)} layers" if layers else "",
+        f"width {model['hidden_size']}" if "hidden_size" in model else "",
+        f"FFN {model['ffn_size']}" if "ffn_size" in model else "",
+        f"{model['num_heads']} heads" if "num_heads" in model else "",
+        str(model.get("activation", "")),
+    ]
+    return " · ".join(piece for piece in pieces if piece)
+
+
+def status_line(run: RunFolder) -> str:
+    """Where the run stands, from its events and its last logged step."""
+    train = run.config.get("train")
+    goal = train.get("max_steps") if isinstance(train, dict) else None
+    place = f"step {run.last_step:,}" + (f" of {goal:,}" if isinstance(goal, int) else "")
+    closing = [event for event in run.events if event.get("event") in ("start", "resume", "signal", "end")]
+    last = closing[-1] if closing else {}
+    if last.get("event") in ("signal", "end"):
+        reason = str(last.get("reason") or ("stopped by a signal" if last["event"] == "signal" else "ended"))
+        return f"{place} · {reason[:80]}"
+    return f"{place} · no end logged: still running, or killed" if run.events else place
+
+
+def figures(run: RunFolder) -> dict[str, float | str | None]:
+    """The figures of the page's head in seconds, tokens per second and nats per token.
+
+    None where the run has none, "nan" or "inf" for a final loss that is not finite.
+    The summary speaks first; a run without one (alive or killed) is told from its logs.
+    """
+    loss = run.metrics.get("loss")
+    final = float(loss.values[-1]) if loss else math.nan
+    return {
+        "step": run.last_step,
+        "loss": plain(short(final, 6) if math.isfinite(final) else final) if loss else None,
+        "loss_mean": short(float(loss.values[-20:].mean())) if loss else None,
+        "loss_mean_over": min(20, len(loss.values)) if loss else None,
+        "validation_loss": _summary(run, "validation_loss", _last(run, "validation_loss")),
+        "unigram_entropy": _summary(run, "unigram_entropy"),
+        "parameters": _summary(run, "parameters", digits=12),
+        "tokens_per_second": _summary(run, "tokens_per_second", _median(run, "tokens_per_second")),
+        "mfu": _median(run, "mfu"),
+        "seconds": _summary(run, "seconds", _total(run, "step_seconds")),
+        "step_seconds": _median(run, "step_seconds"),
+        "tokens": _last(run, "tokens", digits=15),
+        "export_max_logit_difference_fp64": _summary(run, "export_max_logit_difference_fp64"),
+        "export_max_logit_difference_saved": _summary(run, "export_max_logit_difference_saved"),
+    }
+
+
+def _summary(run: RunFolder, key: str, otherwise: float | None = None, digits: int = 6) -> float | None:
+    stated = short(number(run.summary.get(key)), digits)
+    return otherwise if stated is None else stated
+
+
+def _finite(run: RunFolder, key: str) -> np.ndarray:
+    series = run.metrics.get(key)
+    return series.values[np.isfinite(series.values)] if series else np.empty(0)
+
+
+def _last(run: RunFolder, key: str, digits: int = 6) -> float | None:
+    values = _finite(run, key)
+    return short(float(values[-1]), digits) if values.size else None
+
+
+def _median(run: RunFolder, key: str) -> float | None:
+    values = _finite(run, key)
+    return short(float(np.median(values))) if values.size else None
+
+
+def _total(run: RunFolder, key: str) -> float | None:
+    values = _finite(run, key)
+    return short(float(values.sum())) if values.size else None
+
+
+def _curve(series: Series, limit: int) -> dict[str, Any]:
+    """A curve for the page: the points that show its shape, and apart from them the steps that were not finite."""
+    finite = np.isfinite(series.values)
+    steps, values = series.steps[finite], series.values[finite]
+    keep = thin_curve(values, limit)
+    bad = series.steps[~finite]
+    curve: dict[str, Any] = {
+        "steps": steps[keep].tolist(),
+        "values": [short(value) for value in values[keep].tolist()],
+        "bad": bad[evenly(len(bad), 200)].tolist(),
+        "logged": len(series.steps),
+    }
+    if len(keep) < len(steps):  # peaks and dips say nothing of the mean, which the smooth line needs
+        pieces = np.array_split(np.arange(len(steps)), limit // 4)
+        curve["mean"] = {
+            "steps": [int(steps[piece].mean()) for piece in pieces],
+            "values": [short(float(values[piece].mean())) for piece in pieces],
+        }
+    return curve
+
+
+def _kept_share(runs: list[RunFolder]) -> float:
+    """The share of sampled steps that fits on the page; 1 if all do."""
+    total = sum(signal.values.size for run in runs for signal in run.layers)
+    return min(1.0, MAX_LAYER_VALUES / total) if total else 1.0
+
+
+def _depth(run: RunFolder, share: float, notes: list[str]) -> list[dict[str, Any]]:
+    """The run's depth signals as codes, thinned to `share` of the sampled steps; real samples stay, none is mixed."""
+    steps = np.unique(np.concatenate([signal.steps for signal in run.layers])) if run.layers else np.empty(0)
+    kept = steps[evenly(len(steps), max(2, int(len(steps) * share)))]
+    if len(kept) < len(steps):
+        notes.append(f"depth signals: {len(kept)} of {len(steps)} sampled steps are shown, evenly spread")
+    return [_coded(signal, kept) for signal in run.layers]
+
+
+def _coded(signal: LayerSignal, kept: np.ndarray) -> dict[str, Any]:
+    rows = np.isin(signal.steps, kept)
+    rows[-1] = True  # the newest sample of a signal that is not sampled with the others
+    return {
+        "signal": signal.signal,
+        "group": signal.group,
+        "steps": signal.steps[rows].tolist(),
+        "sampled": len(signal.steps),
+        **pack_matrix(signal.values[rows]),
+    }
+
+
+def _events(run: RunFolder, notes: list[str]) -> list[dict[str, Any]]:
+    """The run's events; of too many, the routine ones are thinned first."""
+    rare = [i for i, event in enumerate(run.events) if event.get("event") not in ROUTINE_EVENTS]
+    routine = [i for i, event in enumerate(run.events) if event.get("event") in ROUTINE_EVENTS]
+    rare = [rare[i] for i in evenly(len(rare), MAX_EVENTS)]
+    routine = [routine[i] for i in evenly(len(routine), max(2, MAX_EVENTS - len(rare)))]
+    kept = sorted(rare + routine)
+    if len(kept) < len(run.events):
+        notes.append(f"events: {len(kept)} of {len(run.events)} are shown, saves and evaluations thinned first")
+    return [_event(run.events[i]) for i in kept]
+
+
+def _event(event: dict[str, Any]) -> dict[str, Any]:
+    step = short(number(event.get("step")), 15)
+    details = {key: value for key, value in event.items() if key not in ("time", "step", "event")}
+    return {
+        "time": str(event.get("time", ""))[:40],
+        "step": None if step is None else int(step),
+        "event": str(event.get("event", "?"))[:40],
+        "details": {key[:60]: _text(value) for key, value in details.items() if value is not None},
+    }
+
+
+def _text(value: Any) -> str:
+    value = plain(value)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """A nested configuration as dotted keys and texts, in the order of the file."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = _text(value)
+    return flat
+
+
+def differences(configs: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """The keys whose texts are not the same in all `configs`, with a text (or None) for each; names left out."""
+    keys = dict.fromkeys(key for config in configs for key in config if key not in ALWAYS_DIFFERENT)
+    rows = [{"key": key, "values": [config.get(key) for config in configs]} for key in keys]
+    return [row for row in rows if len(set(row["values"])) > 1]

@@ -1,0 +1,200 @@
+"""Reads a run's folder into a small typed object.
+
+Files only, never a live process, and no torch, so that a report starts at once. What a killed or still running
+writer leaves behind (a half-written last line, a missing summary) is normal here, not an error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from pretrain.errors import UserError
+
+
+@dataclass(frozen=True)
+class Series:
+    """One logged figure: `steps` [n] int64, rising; `values` [n] float64, which may be NaN or infinite as logged."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class LayerSignal:
+    """One depth signal of one row group: `steps` [n] int64, rising; `values` [n, layers] float64, NaN if missing."""
+
+    signal: str
+    group: str
+    steps: np.ndarray
+    values: np.ndarray
+
+    @property
+    def layers(self) -> int:
+        return int(self.values.shape[1])
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What a run's folder says. Absent files leave their part empty; `notes` tells what could not be read."""
+
+    path: Path
+    name: str
+    config: dict[str, Any]
+    metrics: dict[str, Series]
+    layers: list[LayerSignal]
+    events: list[dict[str, Any]]
+    summary: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def last_step(self) -> int:
+        """The last step in the logs; 0 if none."""
+        return max((int(series.steps[-1]) for series in self.metrics.values()), default=0)
+
+
+def read_run(path: Path) -> RunFolder:
+    """Read the run in folder `path`.
+
+    Raises:
+        UserError: `path` is no folder, or holds neither config.yaml nor metrics.jsonl.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such run folder; give the folder that run.dir names")
+    if not path.is_dir():
+        raise UserError(f"{path}: is a file; give the run's folder, {path.parent}")
+    if not (path / "config.yaml").is_file() and not (path / "metrics.jsonl").is_file():
+        raise UserError(f"{path}: not a run folder (no config.yaml, no metrics.jsonl); give the folder of one run")
+    notes: list[str] = []
+    config = _read_mapping(path / "config.yaml", notes)
+    return RunFolder(
+        path=path,
+        name=str(config.get("name") or path.resolve().name),
+        config=config,
+        metrics=_metrics(_read_lines(path / "metrics.jsonl", notes)),
+        layers=_layers(_read_lines(path / "layers.jsonl", notes)),
+        events=_read_lines(path / "events.jsonl", notes),
+        summary=_read_mapping(path / "summary.json", notes),
+        notes=notes,
+    )
+
+
+def _read_mapping(path: Path, notes: list[str]) -> dict[str, Any]:
+    """A YAML or JSON file that holds one mapping; empty, with a note, if it cannot be read as such."""
+    if not path.is_file():
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError, OSError):
+        value = None
+    if isinstance(value, dict):
+        return value
+    notes.append(f"{path.name} could not be read and is left out")
+    return {}
+
+
+def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file. A half-written last line is dropped in silence, other damage with a note."""
+    if not path.is_file():
+        return []
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        notes.append(f"{path.name} could not be read ({error.strerror}) and is left out")
+        return []
+    lines = content.split(b"\n")
+    records, damaged = [], 0
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        elif number < len(lines):  # the last piece has no newline after it: its writer was not done
+            damaged += 1
+    if damaged:
+        notes.append(f"{path.name}: {damaged} unreadable line{'s' if damaged > 1 else ''} left out")
+    return records
+
+
+def _step(record: dict[str, Any]) -> int | None:
+    step = number(record.get("step"))
+    return int(step) if math.isfinite(step) else None
+
+
+def number(value: Any) -> float:
+    """`value` as a float; NaN for anything that is none. Writers spell infinities as numbers or as text."""
+    if isinstance(value, int | float):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return math.nan
+    return math.nan
+
+
+def _metrics(records: list[dict[str, Any]]) -> dict[str, Series]:
+    """Every figure over steps. A step that was logged twice counts as logged last."""
+    columns: dict[str, dict[int, float]] = {}
+    for record in records:
+        step = _step(record)
+        if step is None:
+            continue
+        for key, value in record.items():
+            if key == "step" or value is None or isinstance(value, dict | list | bool):
+                continue
+            columns.setdefault(key, {})[step] = number(value)
+    return {key: _series(column) for key, column in columns.items()}
+
+
+def _series(column: dict[int, float]) -> Series:
+    steps = sorted(column)
+    return Series(np.array(steps, dtype=np.int64), np.array([column[step] for step in steps], dtype=np.float64))
+
+
+def _layers(records: list[dict[str, Any]]) -> list[LayerSignal]:
+    """The depth signals in the order of their first appearance. A step that was sampled twice counts as last."""
+    rows: dict[tuple[str, str], dict[int, np.ndarray]] = {}
+    for record in records:
+        step, signals = _step(record), record.get("signals")
+        if step is None or not isinstance(signals, dict):
+            continue
+        for signal, groups in signals.items():
+            if not isinstance(groups, dict):
+                continue
+            for group, values in groups.items():
+                rows.setdefault((signal, group), {})[step] = _row(values)
+    signals_read = [_layer_signal(signal, group, samples) for (signal, group), samples in rows.items()]
+    return [signal for signal in signals_read if signal.layers > 0]
+
+
+def _row(values: Any) -> np.ndarray:
+    cells = values if isinstance(values, list) else [values]
+    try:
+        row = np.asarray(cells, dtype=np.float64)  # the quick way; null becomes NaN here
+    except (TypeError, ValueError, OverflowError):
+        row = np.array([number(cell) for cell in cells], dtype=np.float64)
+    return row if row.ndim == 1 else np.full(len(cells), math.nan)
+
+
+def _layer_signal(signal: str, group: str, samples: dict[int, np.ndarray]) -> LayerSignal:
+    steps = sorted(samples)
+    layers = max(len(row) for row in samples.values())
+    values = np.full((len(steps), layers), math.nan)
+    for index, step in enumerate(steps):
+        values[index, : len(samples[step])] = samples[step]
+    return LayerSignal(signal, group, np.array(steps, dtype=np.int64), values)
