@@ -1,0 +1,121 @@
+"""Runs functions in fresh processes of one gloo group, quickly: forked from a server that has imported everything.
+
+    results = run_group(target, world_size, *args)      # target(rank, *args) on every rank
+
+A target is a module-level function of a module below tests/.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing as mp
+import os
+import socket
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+CONTEXT = mp.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["harness_preload"])
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _enter(pipe: Connection, target: Callable[..., Any], rank: int, world_size: int, port: int, args: Any) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK=str(rank),
+        LOCAL_WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    try:
+        pipe.send(("result", target(rank, *args)))
+    except BaseException:
+        pipe.send(("error", traceback.format_exc()))
+
+
+class Group:
+    """Started processes of one group.
+
+    Args:
+        target: `target(rank, *args)`.
+        world_size: number of processes.
+    """
+
+    def __init__(self, target: Callable[..., Any], world_size: int, *args: Any):
+        port = free_port()
+        self.pipes, self.processes = [], []
+        for rank in range(world_size):
+            ours, theirs = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=_enter, args=(theirs, target, rank, world_size, port, args))
+            process.start()
+            theirs.close()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self.processes if process.pid is not None]
+
+    def join(self, timeout: float = 180.0) -> list[int | None]:
+        """Wait for the end of all; exit codes, negative for a signal. Those that hang are killed."""
+        for process in self.processes:
+            process.join(timeout)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        return [process.exitcode for process in self.processes]
+
+    def results(self, timeout: float = 180.0) -> list[Any]:
+        """What each rank returned; raises with the trace of a rank that failed."""
+        outcomes = []
+        for rank, pipe in enumerate(self.pipes):
+            try:
+                outcomes.append(pipe.recv() if pipe.poll(timeout) else ("error", f"rank {rank} hangs"))
+            except EOFError:
+                outcomes.append(("error", f"rank {rank} died"))
+        codes = self.join(10.0)
+        for kind, value in outcomes:
+            if kind == "error":
+                raise AssertionError(f"exit codes {codes}\n{value}")
+        return [value for _, value in outcomes]
+
+
+def run_group(target: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
+    """Run `target(rank, *args)` on every rank of a new group; the results by rank."""
+    return Group(target, world_size, *args).results()
+
+
+def train_main(rank: int, argv: Sequence[str]) -> int:
+    """The trainer's own main, as a launcher would start it; returns its exit code."""
+    from pretrain.train import main
+
+    return main(list(argv))
+
+
+def train(argv: Sequence[str], world_size: int = 1) -> None:
+    """Run the trainer to its end on `world_size` processes."""
+    assert run_group(train_main, world_size, argv) == [0] * world_size
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def losses(run: Path) -> list[float]:
+    """Training losses by step; asserts that every step stands there once, in order."""
+    steps = [entry for entry in lines(run / "metrics.jsonl") if "loss" in entry]
+    assert [entry["step"] for entry in steps] == list(range(1, len(steps) + 1))
+    return [entry["loss"] for entry in steps]
+
+
+def figures(run: Path, key: str) -> list[float]:
+    return [entry[key] for entry in lines(run / "metrics.jsonl") if key in entry]
