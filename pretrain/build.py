@@ -128,7 +128,7 @@ def use_threads(experiment: Experiment, environment: RankEnvironment) -> None:
     torch.set_num_threads(experiment.train.threads or process_threads(environment, os.environ, cores))
 
 
-def trainer(plan: Plan, environment: RankEnvironment, folder: RunFolder) -> Trainer:
+def trainer(plan: Plan, environment: RankEnvironment, folder: RunFolder, signals: SignalStop) -> Trainer:
     """Build the engine and everything that hangs on the loop, resumed where there is a checkpoint.
 
     Collective: runs on every rank, within the process group.
@@ -143,6 +143,7 @@ def trainer(plan: Plan, environment: RankEnvironment, folder: RunFolder) -> Trai
         experiment.batch.micro_batch_size,
         engine.data_parallel_rank,
         engine.data_parallel_size,
+        experiment.data.skip_ranges,
     )
     texts = {CONFIG: to_yaml(experiment).encode(), TOKENIZER: Path(data.tokenizer.path).read_bytes()}
     result = Trainer(
@@ -153,7 +154,7 @@ def trainer(plan: Plan, environment: RankEnvironment, folder: RunFolder) -> Trai
         SCHEDULES.build(experiment.schedule, experiment.train.max_steps),
         plan.tokens_per_sample,
         folder,
-        callbacks(plan, environment, texts),
+        callbacks(plan, environment, signals, texts),
     )
     if plan.resumes:
         checkpoint, problems = newest_good(folder.checkpoints)
@@ -182,10 +183,11 @@ def train(plan: Plan, environment: RankEnvironment) -> int:
         return EXIT_DONE
     folder.acquire()
     log = folder.path / "logs" / f"rank_{environment.rank}.log"
+    signals = SignalStop()
     process_group.start(environment, log)
     try:
         with process_group.quiet(log):
-            session = trainer(plan, environment, folder)
+            session = trainer(plan, environment, folder, signals)
         stop = session.run()
         folder.event("end", session.progress.step, reason=stop.reason, exit_code=stop.exit_code)
         say(f"{folder.path}: ended at step {session.progress.step} ({stop.reason})")
@@ -222,10 +224,10 @@ def layout(plan: Plan) -> dict[str, Any]:
     }
 
 
-def callbacks(plan: Plan, environment: RankEnvironment, texts: dict[str, bytes]) -> list[Callback]:
+def callbacks(plan: Plan, environment: RankEnvironment, signals: SignalStop, texts: dict[str, bytes]) -> list[Callback]:
     """In the order in which they run; what saves comes last."""
     metrics, evaluation = Metrics(), Evaluation(plan.data.validation)
-    chosen: list[Callback] = [SignalStop(), metrics, evaluation]
+    chosen: list[Callback] = [signals, metrics, evaluation]
     if environment.launcher != "single":
         chosen.insert(1, OrphanWatch())
     if plan.experiment.monitors.interval:

@@ -4,10 +4,10 @@ import torch
 
 torch.set_num_threads(1)
 
-import deepspeed  # noqa: E402, F401
+import deepspeed  # noqa: E402
 import deepspeed.pipe  # noqa: E402, F401
 
-import pretrain.build  # noqa: E402, F401
-import pretrain.parallel.pipeline  # noqa: E402, F401
-import pretrain.parallel.plain  # noqa: E402, F401
+import pretrain.build  # noqa: E402
+import pretrain.parallel.pipeline  # noqa: E402
+import pretrain.parallel.plain  # noqa: E402
 import pretrain.train  # noqa: E402, F401

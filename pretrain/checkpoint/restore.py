@@ -27,6 +27,7 @@ MAY_CHANGE = (
     "data.validation",
     "data.tokenizer",
     "data.glob",
+    "data.skip_ranges",
     "train.max_steps",
     "train.stop_at_step",
     "train.precision",

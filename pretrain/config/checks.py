@@ -89,25 +89,15 @@ def stages_have_layers(experiment: Experiment, machine: Machine) -> None:
 def zero_fits_pipeline(experiment: Experiment, machine: Machine) -> None:
     stages, zero = experiment.parallel.pipeline_stages, experiment.parallel.zero_stage
     if stages > 1 and zero != 1:
-        reason = "DeepSpeed then clips by the first stage's norm only" if zero == 0 else "DeepSpeed refuses that"
         raise ConfigError(
-            f"parallel.zero_stage = {zero} does not go with parallel.pipeline_stages = {stages} ({reason}); "
-            "set parallel.zero_stage=1, or parallel.pipeline_stages=1"
+            f"parallel.zero_stage = {zero} does not go with parallel.pipeline_stages = {stages} "
+            "(DeepSpeed refuses that); set parallel.zero_stage=1, or parallel.pipeline_stages=1"
         )
 
 
 def precision_fits_device(experiment: Experiment, machine: Machine) -> None:
     if experiment.train.precision == "fp16" and machine.device == "cpu":
         raise ConfigError("train.precision = fp16 needs a GPU and there is none; set train.precision to bf16 or fp32")
-
-
-def precision_fits_zero(experiment: Experiment, machine: Machine) -> None:
-    precision, zero = experiment.train.precision, experiment.parallel.zero_stage
-    if precision != "fp32" and zero == 0:
-        raise ConfigError(
-            f"train.precision = {precision} needs the fp32 masters of ZeRO, but parallel.zero_stage = 0; "
-            "set parallel.zero_stage=1"
-        )
 
 
 def batch_equation_holds(experiment: Experiment, machine: Machine) -> None:
@@ -204,7 +194,6 @@ CHECKS: tuple[Callable[[Experiment, Machine], None], ...] = (
     stages_divide_processes,
     zero_fits_pipeline,
     precision_fits_device,
-    precision_fits_zero,
     batch_equation_holds,
     schedule_fits_run,
     stop_lies_in_run,

@@ -67,7 +67,8 @@ def load_experiment(recipe: str, overrides: Sequence[str] = (), tiny: bool = Fal
     smalls = [layer.pop(TINY) for layer in layers if TINY in layer]
     if tiny and not smalls:
         raise ConfigError(f"{path}: the recipe has no `{TINY}:` section; add one, or leave out --tiny")
-    data: Layer = {"name": path.stem}
+    # A tiny run is another experiment: it must not go on in the folder of the full one.
+    data: Layer = {"name": f"{path.stem}-tiny" if tiny else path.stem}
     for layer in [default_kinds(), *layers, *(smalls if tiny else []), parse_overrides(overrides)]:
         data = merge(data, layer)
     return build_experiment(data)

@@ -31,7 +31,7 @@ class RunSection(Section):
     """Where a run lives and what it is called."""
 
     dir: str = ""
-    """Folder of the run; default runs/NAME."""
+    """Folder of the run; default runs/NAME, with --tiny runs/NAME-tiny."""
     cache: str = "~/.cache/kilolayer"
     """Folder for corpora, tokenizers and token files that can be built again."""
 
@@ -80,6 +80,8 @@ class DataSection(Section):
     """The embedding's rows are the tokenizer's pieces rounded up to a multiple of this."""
     source_length: PositiveInt = 128
     """Tokens of the encoder's input, end mark included."""
+    skip_ranges: tuple[tuple[NonNegativeInt, NonNegativeInt], ...] = ()
+    """Half-open ranges [first, end) of global sample indices that are never used."""
     glob: str = "**/*"
     """Which files of a folder belong to the corpus."""
 
@@ -98,8 +100,8 @@ class ParallelSection(Section):
 
     pipeline_stages: PositiveInt = 1
     """Pipeline stages; must divide the number of processes."""
-    zero_stage: Annotated[int, Field(ge=0, le=2)] = 1
-    """ZeRO stage; with a pipeline only 1 (DeepSpeed clips wrongly at 0 and refuses 2 and 3)."""
+    zero_stage: Annotated[int, Field(ge=1, le=2)] = 1
+    """ZeRO stage: 1 shards the optimizer's state, 2 its gradients too; with a pipeline only 1 (DeepSpeed refuses 2)."""
 
 
 class OptimizerSection(Section):

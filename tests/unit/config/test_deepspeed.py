@@ -16,7 +16,6 @@ SHIPPED = sorted((Path(__file__).resolve().parents[3] / "ds_configs").glob("*.js
 LAYOUTS = {
     "fp32": ["parallel.pipeline_stages=1"],
     "fp32-pipeline": ["parallel.pipeline_stages=2"],
-    "fp32-zero0": ["parallel.pipeline_stages=1", "parallel.zero_stage=0"],
     "bf16": ["parallel.pipeline_stages=1", "train.precision=bf16"],
     "bf16-zero2": ["parallel.pipeline_stages=1", "train.precision=bf16", "parallel.zero_stage=2"],
     "bf16-pipeline": ["parallel.pipeline_stages=2", "train.precision=bf16"],

@@ -29,7 +29,7 @@ def message(recipe, overrides=(), **options) -> str:
 @pytest.mark.parametrize("tiny", [False, True])
 @pytest.mark.parametrize("name", recipe_names())
 def test_shipped_recipes_load_and_are_named_after_their_file(name, tiny):
-    assert load_experiment(name, tiny=tiny).name == name
+    assert load_experiment(name, tiny=tiny).name == (f"{name}-tiny" if tiny else name)
 
 
 @pytest.mark.parametrize("name", recipe_names())
