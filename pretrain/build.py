@@ -40,7 +40,7 @@ from pretrain.state.reader import Checkpoint, list_checkpoints, resolve_checkpoi
 from pretrain.training.callback import Callback
 from pretrain.training.evaluation import Evaluation
 from pretrain.training.loop import Trainer
-from pretrain.training.run_folder import CONFIG, TOKENIZER, RunFolder
+from pretrain.training.run_folder import CONFIG, SUMMARY, TOKENIZER, RunFolder
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,8 @@ def trainer(plan: Plan, environment: RankEnvironment, folder: RunFolder, signals
         checkpoint, problems = newest_good(folder.checkpoints)
         for problem in problems:
             folder.event("alert", checkpoint.step, reason=f"damaged checkpoint passed over: {problem}")
-            print(f"damaged checkpoint passed over: {problem}", file=sys.stderr, flush=True)
+            if folder.writes:
+                print(f"damaged checkpoint passed over: {problem}", file=sys.stderr, flush=True)
         resume(result, checkpoint)
         folder.event("resume", result.progress.step, checkpoint=str(checkpoint.folder), **layout(plan))
     else:
@@ -197,13 +198,14 @@ def train(plan: Plan, environment: RankEnvironment) -> int:
 
 
 def finished(experiment: Experiment, folder: RunFolder) -> bool:
-    """Whether the newest checkpoint is whole (by size) and stands at this session's last step."""
+    """Whether the newest checkpoint is whole (by size), stands at this session's last step, and was summed up."""
     try:
         newest = Manifest.read(list_checkpoints(folder.checkpoints)[0])
-    except CheckpointError:
+        summed_up = json.loads((folder.path / SUMMARY).read_text())["step"] >= newest.step
+    except (CheckpointError, OSError, ValueError, KeyError):
         return False
     whole = newest.damaged(step_folder(folder.checkpoints, newest.step), hashes=False) is None
-    return whole and newest.step >= (experiment.train.stop_at_step or experiment.train.max_steps)
+    return whole and summed_up and newest.step >= (experiment.train.stop_at_step or experiment.train.max_steps)
 
 
 def say(text: str) -> None:

@@ -8,6 +8,8 @@ python pretrain/train.py --recipe demo parallel.pipeline_stages=1 --dry-run
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 import time
@@ -16,16 +18,15 @@ from pathlib import Path
 if not __package__:  # run as a script: import from this clone, and let pretrain/'s folders hide no other package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pretrain import __version__
-from pretrain.errors import EXIT_DONE, EXIT_WRONG_INPUT, UserError
+from pretrain.command_line import Parser
+from pretrain.command_line import run as run_command
+from pretrain.errors import EXIT_DONE, EXIT_WRONG_INPUT
 from pretrain.launch.environment import RankEnvironment, rank_environment
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; see docs/training.md."""
-    parser = argparse.ArgumentParser(
-        prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(version=True, prog="pretrain/train.py", description=__doc__)
     parser.add_argument("--recipe", required=True, help="name of a recipe in pretrain/recipes, or a YAML file")
     parser.add_argument("--deepspeed_config", metavar="FILE", help="DeepSpeed JSON; say auto where the recipe decides")
     parser.add_argument("--resume", choices=("auto", "never", "must"), default="auto", help="default: auto")
@@ -33,7 +34,6 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="apply the recipe's tiny section")
     parser.add_argument("--dry-run", action="store_true", help="print what would run, and end")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher appends it
-    parser.add_argument("--version", action="version", version=f"kilolayer {__version__}")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="change keys of the recipe")
     return parser.parse_intermixed_args(argv)
 
@@ -59,17 +59,14 @@ def run(args: argparse.Namespace, environment: RankEnvironment) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run, and turn wrong input into one line and exit code 2."""
-    args = arguments(argv)
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
-    try:
-        return run(args, rank_environment(os.environ))
-    except UserError as error:
-        if rank == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
-            time.sleep(2)  # the launcher ends all ranks when one has ended: let rank 0 speak first
-        return EXIT_WRONG_INPUT
+    """Parse, find this process's rank, run. Only rank 0 says what is wrong."""
+    first = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    with contextlib.nullcontext() if first else contextlib.redirect_stderr(io.StringIO()):
+        args = arguments(argv)
+    code = run_command(lambda: run(args, rank_environment(os.environ)), speaks=first)
+    if code == EXIT_WRONG_INPUT and not first:
+        time.sleep(2)  # a launcher ends all ranks when one has ended: let rank 0 speak first
+    return code
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import json
 import multiprocessing as mp
 import os
 import socket
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -27,7 +28,12 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _enter(pipe: Connection, target: Callable[..., Any], rank: int, world_size: int, port: int, args: Any) -> None:
+def _enter(
+    pipe: Connection, log: str, target: Callable[..., Any], rank: int, world_size: int, port: int, args: Any
+) -> None:
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(world_size),
@@ -52,10 +58,12 @@ class Group:
 
     def __init__(self, target: Callable[..., Any], world_size: int, *args: Any):
         port = free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix="group_"))
         self.pipes, self.processes = [], []
         for rank in range(world_size):
             ours, theirs = CONTEXT.Pipe()
-            process = CONTEXT.Process(target=_enter, args=(theirs, target, rank, world_size, port, args))
+            log = str(self.folder / f"rank_{rank}.txt")
+            process = CONTEXT.Process(target=_enter, args=(theirs, log, target, rank, world_size, port, args))
             process.start()
             theirs.close()
             self.pipes.append(ours)
@@ -64,6 +72,10 @@ class Group:
     @property
     def pids(self) -> list[int]:
         return [process.pid for process in self.processes if process.pid is not None]
+
+    def output(self, rank: int = 0) -> str:
+        """What a rank printed, standard error included."""
+        return (self.folder / f"rank_{rank}.txt").read_text()
 
     def join(self, timeout: float = 180.0) -> list[int | None]:
         """Wait for the end of all; exit codes, negative for a signal. Those that hang are killed."""
@@ -85,7 +97,7 @@ class Group:
         codes = self.join(10.0)
         for kind, value in outcomes:
             if kind == "error":
-                raise AssertionError(f"exit codes {codes}\n{value}")
+                raise AssertionError(f"exit codes {codes}\n{self.output()}\n{value}")
         return [value for _, value in outcomes]
 
 
@@ -98,7 +110,21 @@ def train_main(rank: int, argv: Sequence[str]) -> int:
     """The trainer's own main, as a launcher would start it; returns its exit code."""
     from pretrain.train import main
 
-    return main(list(argv))
+    try:
+        return main(list(argv))
+    except SystemExit as end:  # argparse
+        return int(end.code or 0)
+
+
+def refused(argv: Sequence[str], world_size: int = 1) -> str:
+    """The one line that the trainer prints on wrong input; asserts exit code 2 and silence of the other ranks."""
+    group = Group(train_main, world_size, argv)
+    assert group.results() == [2] * world_size
+    assert all(group.output(rank) == "" for rank in range(1, world_size))
+    error = group.output().strip()
+    assert error.startswith("error: ")
+    assert error.count("\n") == 0
+    return error
 
 
 def train(argv: Sequence[str], world_size: int = 1) -> None:

@@ -7,14 +7,13 @@ import logging
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-import pretrain
+from pretrain.command_line import Parser, natural, run
 from pretrain.config.load import load_experiment
 from pretrain.config.schema import Experiment
 from pretrain.data.describe import SPLITS, data_lines, sample_lines, tokenizer_lines
 from pretrain.data.prepare import open_sources, open_tokenizer, prepare
-from pretrain.errors import EXIT_DONE, EXIT_WRONG_INPUT, DataError, UserError
+from pretrain.errors import DataError
 
 EXAMPLES = """examples:
   python tools/prepare_data.py tokenizer data.train=texts/ data.vocab_size=16000 -o my.model
@@ -49,21 +48,13 @@ def inspect(arguments: argparse.Namespace, experiment: Experiment) -> None:
         print(*sample_lines(data, arguments.split, index), sep="\n")
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_WRONG_INPUT, f"error: {message}; see --help\n")
-
-
 def parser() -> Parser:
     main_parser = Parser(
         prog="tools/prepare_data.py",
         description="Build or look at a recipe's tokenizer, tokens and samples.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        version=True,
     )
-    main_parser.add_argument("--version", action="version", version=f"kilolayer {pretrain.__version__}")
     commands = main_parser.add_subparsers(dest="command", required=True)
     for command in (tokenizer, tokens, inspect):
         sub = commands.add_parser(
@@ -71,7 +62,6 @@ def parser() -> Parser:
             help=command.__doc__,
             description=command.__doc__,
             epilog=EXAMPLES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.set_defaults(run=command)
         sub.add_argument("--recipe", default="demo", metavar="NAME|FILE", help="recipe (default: demo)")
@@ -86,14 +76,6 @@ def parser() -> Parser:
     return main_parser
 
 
-def natural(text: str) -> int:
-    """A number that is not negative; argparse turns the ValueError into its own one-line message."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
     logging.basicConfig(format="%(message)s")
@@ -103,12 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := [word for word in rest if word.startswith("-")]:
         parsing.error(f"unknown option {unknown[0]}")
     arguments.overrides += rest
-    try:
-        arguments.run(arguments, load_experiment(arguments.recipe, arguments.overrides, tiny=arguments.tiny))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_WRONG_INPUT
-    return EXIT_DONE
+    return run(
+        lambda: arguments.run(arguments, load_experiment(arguments.recipe, arguments.overrides, tiny=arguments.tiny))
+    )
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def _problem(folder: Path) -> str | None:
     try:
         found = Manifest.read(folder).damaged(folder, share)
     except CheckpointError as error:
-        found = str(error)
+        found = str(error).removeprefix(f"{folder}: ")
     if not collectives.agree_any(found is not None):
         return None
     # The lowest rank that found something says what.

@@ -12,11 +12,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import pretrain
+from pretrain.command_line import Parser, natural, positive, run
 from pretrain.config.checks import check
 from pretrain.config.deepspeed import deepspeed_config, load_deepspeed_json
 from pretrain.config.load import load_experiment
-from pretrain.errors import EXIT_DONE, EXIT_WRONG_INPUT, UserError
+from pretrain.errors import UserError
 from pretrain.launch.environment import REQUIRED
 from pretrain.launch.script import Job, limit_seconds, render
 
@@ -93,39 +93,19 @@ def submit(job: Job, environ: Mapping[str, str], dry_run: bool = False, say: Cal
     say(f"  stop    scancel {number}")
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return number
-
-
-def _not_negative(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tools/submit.py",
-        description="Submit a training run to SLURM.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> Parser:
+    parser = Parser(version=True, prog="tools/submit.py", description="Submit a training run to SLURM.", epilog=EXAMPLE)
     add = parser.add_argument
-    add("--version", action="version", version=f"kilolayer {pretrain.__version__}")
     add("--recipe", required=True, metavar="NAME|FILE", help="recipe, as for pretrain/train.py")
-    add("--nodes", required=True, type=_positive, metavar="N", help="machines")
-    add("--gpus-per-node", required=True, type=_not_negative, metavar="G", help="GPUs and processes a node; 0: CPU")
+    add("--nodes", required=True, type=positive, metavar="N", help="machines")
+    add("--gpus-per-node", required=True, type=natural, metavar="G", help="GPUs and processes a node; 0: CPU")
     add("--time", required=True, metavar="T", help="time limit: minutes, HH:MM:SS or D-HH:MM:SS")
-    add("--tasks-per-node", type=_positive, metavar="K", help="processes a node on CPU (default 1)")
-    add("--cpus-per-task", type=_positive, metavar="C", help="cores of each process (default: the cluster's)")
+    add("--tasks-per-node", type=positive, metavar="K", help="processes a node on CPU (default 1)")
+    add("--cpus-per-task", type=positive, metavar="C", help="cores of each process (default: the cluster's)")
     add("--partition", metavar="P", help="partition (default: the cluster's)")
     add("--account", metavar="A", help="account to charge")
-    add("--max-restarts", type=_not_negative, default=Job.max_restarts, metavar="R", help="requeue at most R times")
-    add("--save-seconds", type=_positive, default=Job.save_seconds, metavar="S", help="stop S s before the limit")
+    add("--max-restarts", type=natural, default=Job.max_restarts, metavar="R", help="requeue at most R times")
+    add("--save-seconds", type=positive, default=Job.save_seconds, metavar="S", help="stop S s before the limit")
     add("--deepspeed_config", metavar="FILE", help="DeepSpeed JSON, as for pretrain/train.py")
     add("--tiny", action="store_true", help="the recipe's own small sizes")
     add("--dry-run", action="store_true", help="check the experiment and print the script; submit nothing")
@@ -151,12 +131,4 @@ def job_of(arguments: argparse.Namespace) -> Job:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line of tools/submit.py; returns its exit code."""
     arguments = _parser().parse_intermixed_args(argv)
-    try:
-        submit(job_of(arguments), os.environ, dry_run=arguments.dry_run)
-        sys.stdout.flush()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_WRONG_INPUT
-    except BrokenPipeError:  # `| head` has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for the flush at exit)
-    return EXIT_DONE
+    return run(lambda: submit(job_of(arguments), os.environ, dry_run=arguments.dry_run))

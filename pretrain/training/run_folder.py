@@ -32,7 +32,7 @@ class RunFolder:
         self._lock: TextIO | None = None
         self.checkpoints = self.path / "checkpoints"
 
-    def acquire(self, patience: float = 20.0) -> None:
+    def acquire(self, patience: float = 10.0) -> None:
         """Become the folder's one writer; the lock goes with the process, also by kill -9.
 
         Args:

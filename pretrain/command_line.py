@@ -1,0 +1,70 @@
+"""What every command line here shares: --version, and wrong input as one line with exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from pretrain import __version__
+from pretrain.errors import EXIT_CRASHED, EXIT_DONE, EXIT_WRONG_INPUT, UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that keeps examples as they are written and says what is wrong in one line.
+
+    Subparsers are of this class too; only a parser with `version=True` takes --version.
+    """
+
+    def __init__(self, *, version: bool = False, **kwargs: Any):
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **kwargs})
+        if version:
+            self.add_argument("--version", action="version", version=f"kilolayer {__version__}")
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_WRONG_INPUT, f"error: {message}; see {self.prog} --help\n")
+
+
+def natural(text: str) -> int:
+    """A whole number from 0 on, as an argument's type."""
+    return _at_least(0, text)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, as an argument's type."""
+    return _at_least(1, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    number = int(text)  # argparse turns the ValueError into its own line
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{text} is below {least}")
+    return number
+
+
+def run(action: Callable[[], int | None], speaks: bool = True) -> int:
+    """Run a command; returns the exit code.
+
+    Wrong input ends with one line and 2; a full disk or a folder that may not be written to with one line and 1.
+
+    Args:
+        action: returns an exit code, or None for success.
+        speaks: whether to print that line; of many ranks, one should.
+    """
+    problem: Exception
+    try:
+        done = action()
+        sys.stdout.flush()
+        return done or EXIT_DONE
+    except UserError as error:
+        problem, code = error, EXIT_WRONG_INPUT
+    except BrokenPipeError:  # `| head` has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for the flush at exit)
+        return EXIT_DONE
+    except OSError as error:
+        problem, code = error, EXIT_CRASHED
+    if speaks:
+        print(f"error: {problem}", file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,1 @@
+"""Conversion to and from native Hugging Face classes: name maps, export, import, verification, completion."""

@@ -1,0 +1,126 @@
+"""Kill -9 of all ranks at every point that matters; the same command again gives the uninterrupted run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from harness import CONTEXT, Group, figures, lines, losses, refused, train, train_main
+from targets_faults import WRITE_POINTS, train_and_die
+
+PP2 = "parallel.pipeline_stages=2"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(small_recipe, tmp_path_factory):
+    """Losses of two stages that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    train(["--recipe", str(small_recipe), f"run.dir={folder}", PP2], 2)
+    return folder
+
+
+def resumed_like(uninterrupted, run) -> int:
+    """Assert that `run` equals the uninterrupted run and re-executed steps; returns the step it resumed at."""
+    resumes = [event["step"] for event in lines(run / "events.jsonl") if event["event"] == "resume"]
+    assert losses(run) == losses(uninterrupted), "exactly equal: fp32, same layout"
+    assert figures(run, "grad_norm") == figures(uninterrupted, "grad_norm")
+    assert figures(run, "validation_loss") == figures(uninterrupted, "validation_loss")
+    return resumes[-1]
+
+
+@pytest.mark.parametrize("point", ["step", *WRITE_POINTS])
+def test_kill_9_of_all_ranks_then_the_same_command(point, uninterrupted, command, tmp_path):
+    pids = CONTEXT.Manager().list()
+    # The second save (step 8) is the one that is hit; a plain kill comes in the middle of step 6.
+    group = Group(train_and_die, 2, command("run", PP2, "train.max_steps=8"), pids, point, 6 if point == "step" else 8)
+    assert group.join() == [-9, -9]
+    before = losses(tmp_path / "run") if (tmp_path / "run" / "metrics.jsonl").exists() else []
+    train(command("run", PP2), 2)
+    step = resumed_like(uninterrupted, tmp_path / "run")
+    if point in ("renamed", "latest_moved", "pruned"):
+        assert step == 8, "the checkpoint was complete"
+        assert json.loads((tmp_path / "run" / "summary.json").read_text())["step"] == 8
+    else:
+        assert step == 4
+        assert len(before) > step, "at least one step was executed again"
+
+
+def test_any_of_three_layouts_goes_on_where_another_stopped(uninterrupted, command, tmp_path):
+    """Two stages -> one process -> ZeRO-2 on two: one loss curve (fp32 sums in other orders: 1e-5)."""
+    run = command("run")
+    train([*run, PP2, "train.stop_at_step=3"], 2)
+    train([*run, "train.stop_at_step=6", "batch.micro_batch_size=4"], 1)
+    train([*run, "parallel.zero_stage=2"], 2)
+    assert losses(tmp_path / "run") == pytest.approx(losses(uninterrupted), rel=1e-5)
+    resumes = [event for event in lines(tmp_path / "run" / "events.jsonl") if event["event"] == "resume"]
+    assert [(event["step"], event["pipeline_stages"], event["zero_stage"]) for event in resumes] == [
+        (3, 1, 1),
+        (6, 1, 2),
+    ]
+
+
+def test_bf16_resumes_exactly(command, tmp_path):
+    bf16 = ("train.precision=bf16", PP2)
+    train(command("whole", *bf16), 2)
+    train(command("run", *bf16, "train.stop_at_step=5"), 2)
+    train(command("run", *bf16), 2)
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def damage(kind: str, folder) -> None:
+    weights = folder / "rank_00000.safetensors"
+    if kind == "flipped bit":
+        data = bytearray(weights.read_bytes())
+        data[len(data) // 2] ^= 1
+        weights.write_bytes(data)
+    elif kind == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif kind == "missing file":
+        weights.unlink()
+    elif kind == "bad manifest":
+        (folder / "manifest.json").write_text("{")
+
+
+def copied(uninterrupted, tmp_path):
+    """A copy of the run as it is when it was killed before its end was summed up."""
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    (run / "summary.json").unlink()
+    return run
+
+
+@pytest.mark.parametrize("kind", ["flipped bit", "truncated", "missing file", "bad manifest"])
+def test_damaged_checkpoint_is_named_and_the_older_one_used(kind, uninterrupted, tmp_path, small_recipe):
+    run = copied(uninterrupted, tmp_path)
+    damage(kind, run / "checkpoints" / "step_00000008")
+    group = Group(train_main, 2, ["--recipe", str(small_recipe), f"run.dir={run}", PP2])
+    assert group.results() == [0, 0]
+    assert resumed_like(uninterrupted, run) == 4
+    alerts = [event["reason"] for event in lines(run / "events.jsonl") if event["event"] == "alert"]
+    assert len(alerts) == 1
+    assert "step_00000008" in alerts[0]
+    assert group.output(0).count("damaged checkpoint passed over") == 1
+    assert "damaged" not in group.output(1)
+
+
+def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(uninterrupted, tmp_path, small_recipe):
+    run = copied(uninterrupted, tmp_path)
+    for folder in (run / "checkpoints").glob("step_*"):
+        damage("flipped bit", folder)
+    assert "no checkpoint is whole" in refused(["--recipe", str(small_recipe), f"run.dir={run}", PP2], 2)
+    assert losses(run) == losses(uninterrupted), "the logs are untouched"
+
+
+def test_init_from_takes_weights_only(uninterrupted, command, tmp_path):
+    train(command("new", "train.max_steps=2", "schedule.warmup_steps=1", "--init-from", str(uninterrupted)))
+    start = lines(tmp_path / "new" / "events.jsonl")[0]
+    assert start["init_from"] == str(uninterrupted)
+    assert losses(tmp_path / "new")[0] < losses(uninterrupted)[0] - 0.2, "it starts from trained weights"
+    progress = json.loads((tmp_path / "new" / "checkpoints" / "step_00000002" / "training.json").read_text())
+    assert progress["optimizer_steps"] == 2
+
+
+def test_keys_that_decide_the_result_may_not_change_between_sessions(uninterrupted, small_recipe):
+    argv = ["--recipe", str(small_recipe), f"run.dir={uninterrupted}", PP2, "optimizer.lr=0.003"]
+    assert "optimizer.lr" in refused(argv, 2)

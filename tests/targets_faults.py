@@ -1,0 +1,51 @@
+"""Training sessions that die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+WRITE_POINTS = (
+    "rank_file_begun",
+    "rank_file_written",
+    "common_files_written",
+    "manifest_written",
+    "renamed",
+    "latest_moved",
+    "pruned",
+)
+
+
+def train_and_die(rank: int, argv: list[str], pids: Any, point: str, step: int) -> int:
+    """Train; SIGKILL all ranks when rank 0 reaches `point` of the save at `step` (or is inside that step)."""
+    from pretrain.checkpoint import save
+    from pretrain.state import writer
+    from pretrain.train import main
+    from pretrain.training.loop import Trainer
+
+    pids.append(os.getpid())
+    session: list[Trainer] = []
+    start_step = Trainer._step
+
+    def kill_all() -> None:
+        while len(pids) < int(os.environ["WORLD_SIZE"]):
+            time.sleep(0.01)
+        for pid in [pid for pid in pids if pid != os.getpid()] + [os.getpid()]:
+            os.kill(pid, signal.SIGKILL)
+
+    def step_or_die(trainer: Trainer, number: int) -> None:
+        session[:] = [trainer]
+        if rank == 0 and point == "step" and number == step:
+            listener = trainer.engine.before_update
+            listener.append(kill_all)
+        start_step(trainer, number)
+
+    def reached(name: str) -> None:
+        if rank == 0 and name == point and session[0].progress.step == step:
+            kill_all()
+
+    Trainer._step = step_or_die  # type: ignore[method-assign]
+    save.reached = writer.reached = reached
+    return main(argv)
