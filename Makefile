@@ -27,10 +27,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/deepspeed --num_gpus 2 pretrain/train.py --recipe demo
-	$(BIN)/python tools/convert_hf.py export runs/demo runs/demo/huggingface
-	$(BIN)/python tools/report.py runs/demo -o runs/demo/report.html
-	$(BIN)/python tools/generate.py runs/demo/huggingface --prompt 'def main(argv):'
+	DS_ACCELERATOR=cpu $(BIN)/deepspeed --num_gpus 2 pretrain/train.py --recipe demo
+	$(BIN)/python tools/convert_hf.py export runs/demo runs/demo/hf --overwrite
+	$(BIN)/python tools/report.py runs/demo
+	$(BIN)/python tools/generate.py runs/demo --prompt 'import os<extra_id_0>import sys<extra_id_1>'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

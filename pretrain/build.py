@@ -25,7 +25,7 @@ from pretrain.launch.environment import RankEnvironment, process_threads
 from pretrain.models.layers import ModelSpec
 from pretrain.models.registry import FAMILIES
 from pretrain.monitors.depth import DepthSignals
-from pretrain.monitors.metrics import Metrics, Summary
+from pretrain.monitors.metrics import Metrics, Summary, summary_line
 from pretrain.monitors.norm_inputs import NormInputs
 from pretrain.monitors.progress_bar import ProgressBar
 from pretrain.monitors.tensorboard import TensorBoard
@@ -72,17 +72,13 @@ class Plan:
         return self.experiment.data.source_length + self.data.objective.target_length
 
 
-def device_kind() -> Any:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def plan(experiment: Experiment, request: Request, environment: RankEnvironment, quiet: bool) -> Plan:
     """Check everything that can be wrong, then prepare the data.
 
     Raises:
         UserError: one line that names what is wrong and the cure.
     """
-    batch = check(experiment, environment.world_size, device_kind())
+    batch = check(experiment, environment.world_size, process_group.accelerator())
     deepspeed = deepspeed_config(experiment, batch, request.deepspeed)
     resumes = _resumes(experiment, request)
     data = prepare(experiment, quiet=quiet)
@@ -180,7 +176,8 @@ def train(plan: Plan, environment: RankEnvironment) -> int:
     folder = RunFolder(Path(plan.experiment.run_dir), writes=environment.rank == 0)
     if plan.resumes and finished(plan.experiment, folder):
         if folder.writes:
-            print(f"{folder.path}: done, nothing left to do; raise train.max_steps or set another run.dir to go on")
+            print(f"{folder.path}: done; raise train.max_steps to go on, or set another run.dir to start anew")
+            say_result(folder)
         return EXIT_DONE
     folder.acquire()
     log = folder.path / "logs" / f"rank_{environment.rank}.log"
@@ -191,7 +188,9 @@ def train(plan: Plan, environment: RankEnvironment) -> int:
             session = trainer(plan, environment, folder, signals)
         stop = session.run()
         folder.event("end", session.progress.step, reason=stop.reason, exit_code=stop.exit_code)
-        say(f"{folder.path}: ended at step {session.progress.step} ({stop.reason})")
+        if collectives.is_first():
+            print(f"{folder.path}: ended at step {session.progress.step} ({stop.reason})", flush=True)
+            say_result(folder)
         return stop.exit_code
     finally:
         process_group.end()
@@ -208,10 +207,9 @@ def finished(experiment: Experiment, folder: RunFolder) -> bool:
     return whole and summed_up and newest.step >= (experiment.train.stop_at_step or experiment.train.max_steps)
 
 
-def say(text: str) -> None:
-    """One line on the terminal, from rank 0."""
-    if collectives.is_first():
-        print(text, flush=True)
+def say_result(folder: RunFolder) -> None:
+    """The run's figures on one line of the terminal."""
+    print(f"{folder.path}: {summary_line(json.loads((folder.path / SUMMARY).read_text()))}", flush=True)
 
 
 def layout(plan: Plan) -> dict[str, Any]:

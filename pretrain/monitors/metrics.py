@@ -6,6 +6,8 @@ import statistics
 from collections import deque
 from typing import Any
 
+from tqdm import tqdm
+
 from pretrain.training.callback import Callback
 from pretrain.training.evaluation import Evaluation
 from pretrain.training.loop import StepReport, Trainer
@@ -33,10 +35,21 @@ class Metrics(Callback):
             "mfu": None,  # the peak of the device is not stated
             "step_seconds": report.step_seconds,
             "data_seconds": report.data_seconds,
-            "target_tokens": result.target_tokens,
         }
         if report.step % trainer.experiment.monitors.log_interval == 0:
             trainer.folder.append(METRICS, self.latest)
+
+
+def summary_line(figures: dict[str, Any]) -> str:
+    """The result of a run in one line: validation loss beside what frequencies alone would reach."""
+    parts = [f"{figures['step']} of {figures['max_steps']} steps in {tqdm.format_interval(figures['seconds'])}"]
+    if figures.get("tokens_per_second"):
+        parts.append(f"{figures['tokens_per_second']:,.0f} tokens/s")
+    loss, entropy = figures.get("validation_loss"), figures["unigram_entropy"]
+    if loss is not None:
+        side = "below" if loss < entropy else "not below"
+        parts.append(f"validation loss {loss:.3f}, {side} the unigram entropy {entropy:.3f} of the same targets")
+    return ", ".join(parts)
 
 
 class Summary(Callback):

@@ -16,6 +16,7 @@ from pretrain.models.layers import ModelSpec
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.optimizer import adamw
 from pretrain.parallel.partition import stage_bounds
+from pretrain.parallel.process_group import accelerator
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def build_engine(
         from pretrain.parallel.plain import PlainEngine
 
         layers = build()
-        if torch.cuda.is_available():
+        if accelerator() == "cuda":
             layers = layers.to(torch.device("cuda", torch.cuda.current_device()))
         return PlainEngine(spec, layers, optimizer(layers), deepspeed_config)
     from pretrain.parallel.pipeline import PipelineEngine

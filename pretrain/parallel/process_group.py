@@ -8,11 +8,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import distributed as dist
 
 from pretrain.launch.environment import RankEnvironment, export
+
+
+def accelerator() -> Literal["cpu", "cuda"]:
+    """What this process computes on. DS_ACCELERATOR=cpu is how DeepSpeed is kept off a machine's GPUs."""
+    wanted = os.environ.get("DS_ACCELERATOR")
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 @contextmanager
@@ -43,9 +50,9 @@ def start(environment: RankEnvironment, log: Path) -> None:
         import deepspeed
 
         send_library_talk(log)
-        if torch.cuda.is_available():
+        if accelerator() == "cuda":
             torch.cuda.set_device(environment.local_rank)
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        backend = "nccl" if accelerator() == "cuda" else "gloo"
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 

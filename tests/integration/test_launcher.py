@@ -99,6 +99,21 @@ def test_a_run_leaves_what_the_design_promises(twenty_steps):
     assert events == ["start", "save", "save", "save", "save", "evaluate", "save", "end"]
 
 
+def test_kill_9_then_the_same_command_gives_the_same_run(twenty_steps, small_recipe, tmp_path):
+    common = ["train.max_steps=20", "optimizer.clip_norm=1.2", "evaluation.interval=0", PP2]
+    argv, run = ["--recipe", str(small_recipe), f"run.dir={tmp_path / 'run'}", *common], tmp_path / "run"
+    process = launch(argv)
+    wait_for(lambda: step_reached(run, 6))
+    for rank in ranks_of(process):
+        rank.kill()
+    process.communicate(timeout=60)
+    executed = len(losses(run))
+    finished(launch(argv))
+    (resumed,) = [event["step"] for event in lines(run / "events.jsonl") if event["event"] == "resume"]
+    assert 0 < resumed < executed or executed == 20, "resumed above 0, with steps to execute again"
+    assert losses(run) == losses(twenty_steps / "two_stages")
+
+
 LONG = ("train.max_steps=4000", "checkpoint.interval=0", "evaluation.interval=0", "monitors.interval=0")
 
 
