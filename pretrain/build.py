@@ -163,6 +163,7 @@ def trainer(plan: Plan, environment: RankEnvironment, folder: RunFolder, signals
     else:
         if plan.request.init_from is not None:
             fill_weights(engine, Checkpoint(resolve_checkpoint(Path(plan.request.init_from))), moments=False)
+        folder.cut_logs(0)  # of a session that died before its first checkpoint
         folder.event("start", 0, init_from=plan.request.init_from, **layout(plan))
     folder.write(CONFIG, texts[CONFIG].decode())
     folder.write("deepspeed.json", json.dumps(plan.deepspeed, indent=1) + "\n")

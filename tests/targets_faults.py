@@ -49,3 +49,19 @@ def train_and_die(rank: int, argv: list[str], pids: Any, point: str, step: int) 
     Trainer._step = step_or_die  # type: ignore[method-assign]
     save.reached = writer.reached = reached
     return main(argv)
+
+
+def train_with_full_disk(rank: int, argv: list[str], step: int) -> int:
+    """Train; rank 1 finds the disk full in every save from `step` on."""
+    from pretrain.checkpoint import save
+    from pretrain.train import main
+
+    write = save.write_rank_file
+
+    def write_or_fail(folder: Any, *args: Any) -> Any:
+        if rank == 1 and int(folder.name.removeprefix(save.TEMPORARY)) >= step:
+            raise OSError(28, "No space left on device")
+        return write(folder, *args)
+
+    save.write_rank_file = write_or_fail
+    return main(argv)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from pretrain.checkpoint.save import prune, save
-from pretrain.errors import CheckpointError
+from pretrain.checkpoint.save import SaveFailed, prune, save
 from pretrain.training.callback import Callback
 from pretrain.training.loop import StepReport, Trainer
 
@@ -28,7 +27,7 @@ class Checkpoints(Callback):
         if interval and report.step % interval == 0:
             try:
                 self.save(trainer)
-            except CheckpointError as error:
+            except SaveFailed as error:
                 # Training goes on: the older checkpoints are whole, and the next save may find room.
                 trainer.folder.event("alert", report.step, reason=str(error))
 
@@ -42,7 +41,7 @@ class Checkpoints(Callback):
         previous, self.saved_step = self.saved_step, step
         try:
             save(trainer.folder.checkpoints, step, trainer.engine, trainer.state_dict(), self.layout, self.texts)
-        except CheckpointError:
+        except SaveFailed:
             self.saved_step = previous
             raise
         prune(trainer.folder.checkpoints, trainer.experiment.checkpoint.keep_last)

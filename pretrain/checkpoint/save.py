@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from pretrain.errors import CheckpointError
 from pretrain.parallel import collectives
 from pretrain.parallel.engine import Engine
 from pretrain.state.files import FileRecord, reached, replace_text
@@ -18,6 +17,10 @@ from pretrain.state.writer import commit, rank_file, read_pieces, write_common_f
 
 TEMPORARY = ".saving_"
 RNG = "rng_torch"
+
+
+class SaveFailed(OSError):
+    """A checkpoint could not be written; the earlier ones are untouched."""
 
 
 def save(
@@ -39,9 +42,28 @@ def save(
         texts: further files (config.yaml, tokenizer.model), written by rank 0.
 
     Raises:
-        CheckpointError: on every rank, if any rank could not write (a full disk); earlier checkpoints are untouched.
+        SaveFailed: on every rank, if any rank could not write (a full disk).
     """
     temporary, final = checkpoints / f"{TEMPORARY}{step:08d}", step_folder(checkpoints, step)
+    try:
+        _save(temporary, final, step, engine, training, layout, texts)
+    except SaveFailed:
+        if collectives.is_first():
+            shutil.rmtree(temporary, ignore_errors=True)  # half a checkpoint would keep the disk full
+        raise
+    return final
+
+
+def _save(
+    temporary: Path,
+    final: Path,
+    step: int,
+    engine: Engine,
+    training: dict[str, Any],
+    layout: dict[str, Any],
+    texts: dict[str, bytes],
+) -> None:
+    checkpoints = final.parent
     _together(lambda: _begin(checkpoints, temporary), "make room")
     own = _together(lambda: _write_own(temporary, engine), "write")
     records = _gather_records(own)
@@ -56,7 +78,6 @@ def save(
         reached("latest_moved")
 
     _together(complete if collectives.is_first() else lambda: None, "complete")
-    return final
 
 
 def prune(checkpoints: Path, keep_last: int) -> None:
@@ -104,5 +125,5 @@ def _together(action: Any, doing: str) -> Any:
         problem = error
     if collectives.agree_any(problem is not None):
         reason = f"{type(problem).__name__}: {problem}" if problem else "another rank could not"
-        raise CheckpointError(f"checkpoint: could not {doing} it ({reason}); free space on the disk of run.dir")
+        raise SaveFailed(f"checkpoint: could not {doing} it ({reason}); free space on the disk of run.dir")
     return result

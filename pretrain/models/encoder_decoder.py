@@ -155,7 +155,9 @@ def encoder_decoder(config: ModelSection, vocab_size: int, source_length: int, t
         )
     ]
     for i in range(config.encoder_layers):
-        encoder.append(LayerSpec(f"encoder.layers.{i}", partial(_block, config, "encoder", i), encode, costs.encoder))
+        encoder.append(
+            LayerSpec(f"encoder.layers.{i}", partial(_block, config, "encoder", i), encode, costs.encoder, 2)
+        )
     decoder = [
         LayerSpec(
             "decoder.embeddings", partial(Embeddings, config, "decoder", target_length), embed_target, tie_key=TOKENS
@@ -163,7 +165,7 @@ def encoder_decoder(config: ModelSection, vocab_size: int, source_length: int, t
     ]
     for i in range(config.decoder_layers):
         apply = decode_last if i == last else decode
-        decoder.append(LayerSpec(f"decoder.layers.{i}", partial(_block, config, "decoder", i), apply, costs.decoder))
+        decoder.append(LayerSpec(f"decoder.layers.{i}", partial(_block, config, "decoder", i), apply, costs.decoder, 3))
     if norms:
         encoder.append(LayerSpec("encoder.final_norm", partial(LayerNorm, d), normalise))
         decoder.append(LayerSpec("decoder.final_norm", partial(LayerNorm, d), normalise))

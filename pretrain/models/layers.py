@@ -22,7 +22,8 @@ class LayerSpec:
         factory: builds the module that owns the layer's parameters, unset.
         apply: runs the module on one flat tuple of tensors and gives the next: `apply(module, state)`, or
             `apply(module, state, weight)` where `tie_key` is set, with the weight of that shared module.
-        cost: forward FLOPs a sample; weighs the stage partition.
+        cost: forward FLOPs a sample; weighs the stage partition, together with
+        branches: how many sublayers it runs; each takes a fixed time beside its FLOPs.
         tie_key: the shared module this layer reads.
     """
 
@@ -30,6 +31,7 @@ class LayerSpec:
     factory: Callable[[], nn.Module]
     apply: Callable[..., State]
     cost: float = 0.0
+    branches: int = 0
     tie_key: str | None = None
 
 

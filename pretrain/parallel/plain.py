@@ -63,7 +63,7 @@ class PlainEngine(ZeroEngine):
         targets = sum(int(count_targets(batch["labels"])) for batch in micro_batches)
         targets = int(collectives.sum_over(torch.tensor(targets)).item())
         # DeepSpeed averages over micro-batches and ranks; the loss is a sum over the global batch's tokens / count.
-        scale = len(micro_batches) * self.data_parallel_size / targets
+        scale = len(micro_batches) * self.data_parallel_size / max(targets, 1)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch in micro_batches:
             loss = self._summed_loss(batch)
@@ -71,7 +71,7 @@ class PlainEngine(ZeroEngine):
             self.deepspeed.backward(loss * scale)
             self.deepspeed.step()
         loss_sum = float(collectives.sum_over(total.cpu()))
-        return self.result(loss_sum / targets, targets, skipped_before)
+        return self.result(loss_sum / max(targets, 1), targets, skipped_before)
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[Batch]) -> tuple[float, int]:

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from harness import CONTEXT, Group, figures, lines, losses, refused, train, train_main
-from targets_faults import WRITE_POINTS, train_and_die
+from targets_faults import WRITE_POINTS, train_and_die, train_with_full_disk
 
 PP2 = "parallel.pipeline_stages=2"
 
@@ -44,6 +44,29 @@ def test_kill_9_of_all_ranks_then_the_same_command(point, uninterrupted, command
     else:
         assert step == 4
         assert len(before) > step, "at least one step was executed again"
+
+
+def test_killed_before_the_first_save_starts_anew_with_clean_logs(uninterrupted, command, tmp_path):
+    pids = CONTEXT.Manager().list()
+    assert Group(train_and_die, 2, command("run", PP2), pids, "step", 3).join() == [-9, -9]
+    assert len(losses(tmp_path / "run")) == 2
+    train(command("run", PP2), 2)
+    assert losses(tmp_path / "run") == losses(uninterrupted)
+
+
+def test_a_full_disk_is_an_alert_and_then_an_error_that_loses_nothing(uninterrupted, command, tmp_path):
+    """Saves cannot be written from step 4 on: training goes on, the end says it in one line, with exit code 1."""
+    argv = command("run", PP2, "checkpoint.interval=2", "train.max_steps=6")
+    group = Group(train_with_full_disk, 2, argv, 4)
+    assert group.results() == [1, 1]
+    run = tmp_path / "run"
+    assert group.output(0).strip().splitlines()[-1].startswith("error: checkpoint: could not write it (")
+    events = [(event["event"], event["step"]) for event in lines(run / "events.jsonl")]
+    assert not list((run / "checkpoints").glob(".saving_*"))
+    assert [event for event in events if event[0] in ("save", "alert")] == [("save", 2), ("alert", 4), ("alert", 6)]
+    train([*argv], 2)
+    assert [event["step"] for event in lines(run / "events.jsonl") if event["event"] == "resume"] == [2]
+    assert len(losses(run)) == 6
 
 
 def test_any_of_three_layouts_goes_on_where_another_stopped(uninterrupted, command, tmp_path):
