@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-# Odd multipliers of MurmurHash3's 64-bit finaliser, as signed integers.
+# Odd multipliers of MurmurHash3's 64-bit finaliser, as signed integers; torch's shift keeps the sign, the original's
+# does not, which makes no difference to the non-negative keys.
 _MULTIPLY_1 = 0xFF51AFD7ED558CCD - (1 << 64)
 _MULTIPLY_2 = 0xC4CEB9FE1A85EC53 - (1 << 64)
 _RESOLUTION = 1 << 24

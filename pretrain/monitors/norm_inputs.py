@@ -35,9 +35,13 @@ class NormInputs(Signal):
             }
         )
 
+        self.handles: list[Any] = []
+
     def prepare(self, engine: Engine) -> None:
         self.squares: dict[int, Tensor] = {}
         self.elements: dict[int, int] = {}
+        for handle in self.handles:  # left by a try of this step that was thrown away
+            handle.remove()
         self.handles = []
         for layer, module in engine.layers.built_layers():
             stack, row = row_group(layer + ".x")
@@ -49,8 +53,8 @@ class NormInputs(Signal):
 
     def _listener(self, index: int) -> Any:
         def listen(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if torch._C._current_graph_task_id() != -1:
-                return  # inside a backward pass: an activation is being recomputed
+            if not module.training or torch._C._current_graph_task_id() != -1:
+                return  # a validation, or inside a backward pass: an activation is being recomputed
             x = inputs[0].detach().float()
             square = x.square().sum()
             self.squares[index] = self.squares[index] + square if index in self.squares else square

@@ -27,7 +27,7 @@ class UpdateNorm(Signal):
 
     def collect(self, engine: Engine) -> tuple[Tensor, Tensor]:
         torch._foreach_sub_(self.before, self.weights)
-        norms = torch.stack(torch._foreach_norm(self.before)).double().cpu()
+        norms = torch.stack(torch._foreach_norm(self.before, dtype=torch.float64)).cpu()
         self.before = ()
         return self.zeros().index_add_(0, self.row_of, norms.square()), self.zeros()
 

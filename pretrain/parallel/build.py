@@ -49,7 +49,14 @@ def stage_table(experiment: Experiment, spec: ModelSpec) -> list[StageRow]:
     """How the layers fall to the stages."""
     stages = experiment.parallel.pipeline_stages
     costs = layer_costs(experiment, spec)
-    bounds = stage_bounds(costs, stages, spec.preferred_cuts)
+    # Every stage holds a block: what comes before the first and after the last stays with it. A stage of the head or
+    # the embeddings alone would have fewer parameter groups than the others, and DeepSpeed, which reduces the gradient
+    # norm once a group, would hang.
+    blocks = [i for i, layer in enumerate(spec.layers) if ".layers." in layer.name]
+    first, last = blocks[0], blocks[-1]
+    merged = [sum(costs[: first + 1]), *costs[first + 1 : last], sum(costs[last:])]
+    inner = stage_bounds(merged, stages, [cut - first for cut in spec.preferred_cuts])[1:-1]
+    bounds = [0, *(bound + first for bound in inner), len(costs)]
     rows = []
     for stage, (a, b) in enumerate(itertools.pairwise(bounds)):
         share = sum(costs[a:b]) / sum(costs)

@@ -36,7 +36,7 @@ def sum_over(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """Element-wise sum over the group (default: all ranks); returned on the CPU."""
     if world_size() == 1:
         return values
-    moved = values.to(device())
+    moved = values.to(device(), copy=True)  # the reduction is in place
     dist.all_reduce(moved, group=group)
     return moved.cpu()
 
@@ -45,7 +45,7 @@ def max_over(values: Tensor) -> Tensor:
     """Element-wise maximum over all ranks; returned on the CPU."""
     if world_size() == 1:
         return values
-    moved = values.to(device())
+    moved = values.to(device(), copy=True)
     dist.all_reduce(moved, op=dist.ReduceOp.MAX)
     return moved.cpu()
 

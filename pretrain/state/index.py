@@ -14,6 +14,7 @@ and tensor-parallel shards (ranges of a column or row box) are said in the same 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -132,4 +133,13 @@ def _covers(pieces: list[Piece]) -> bool:
             end = part.stop
         if end != box.numel:
             return False
-    return sum(box.numel for box in by_box) == math.prod(pieces[0].shape)
+    shape, boxes = pieces[0].shape, list(by_box)
+    inside = all(
+        o >= 0 and o + s <= extent for box in boxes for o, s, extent in zip(box.offset, box.size, shape, strict=True)
+    )
+    apart = not any(_overlap(a, b) for a, b in itertools.combinations(boxes, 2))
+    return inside and apart and sum(box.numel for box in boxes) == math.prod(shape)
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return all(max(p, q) < min(p + m, q + n) for p, m, q, n in zip(a.offset, a.size, b.offset, b.size, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         body = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        body["sha256"] = _digest(body)
         write_text(folder / NAME, json.dumps(body, indent=1))
 
     @classmethod
@@ -37,11 +39,13 @@ class Manifest:
                 raise CheckpointError(
                     f"{path}: format {body['format']} {body['version']}, this version reads {FORMAT} {VERSION}"
                 )
+            if body.pop("sha256") != _digest(body):
+                raise ValueError("its own SHA-256 differs")
             files = {name: FileRecord(**entry) for name, entry in body["files"].items()}
             return cls(step=body["step"], layout=body["layout"], files=files)
         except FileNotFoundError:
             raise CheckpointError(f"{folder}: not a checkpoint (it has no {NAME})") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{path}: damaged ({type(error).__name__}: {error}); use another checkpoint"
             ) from None
@@ -64,3 +68,8 @@ class Manifest:
             if hashes and record(path) != expected:
                 return f"{name} differs from its SHA-256 in the manifest"
         return None
+
+
+def _digest(body: dict[str, Any]) -> str:
+    """SHA-256 of the manifest's own content, in one canonical writing."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -38,8 +38,18 @@ class Checkpoint:
             problem = self.manifest.damaged(self.folder, hashes=verify == "hashes")
             if problem:
                 raise CheckpointError(f"{self.folder}: {problem}")
-        self.index = Index.from_json((self.folder / INDEX).read_text(encoding="utf-8"))
+        self.index = self._read_index()
         self._open_files: dict[str, Any] = {}
+
+    def _read_index(self) -> Index:
+        path = self.folder / INDEX
+        try:
+            index = Index.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {error})") from None
+        if index.incomplete():
+            raise CheckpointError(f"{path}: {index.incomplete()[0]} is not covered exactly once by its pieces")
+        return index
 
     @property
     def step(self) -> int:
@@ -115,7 +125,7 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:
     """Complete and incomplete step folders, newest first, sorted by number."""
-    found = [path for path in checkpoints.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdigit()]
+    found = [path for path in checkpoints.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdecimal() and path.is_dir()]
     return sorted(found, key=lambda path: int(path.name[len(PREFIX) :]), reverse=True)
 
 

@@ -18,7 +18,7 @@ class Callback:
         """Before the first step of a session; a resumed state is already in place."""
 
     def on_step_begin(self, trainer: Trainer, step: int) -> None:
-        """Before step `step` (counted from 1)."""
+        """Before step `step` (counted from 1), and again before each further try after one that was thrown away."""
 
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
         """After a step that was done (a skipped one is not reported)."""

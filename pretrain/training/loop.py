@@ -122,6 +122,7 @@ class Trainer:
         self.loader.skip(ranges)
         self.progress.skipped += 1
         self.folder.event("skip", step, reason="gradient not finite", loss=result.loss, sample_ranges=ranges)
+        self._each("on_step_begin", step)
 
     def request_stop(self, reason: Stop) -> None:
         """Ask for the end after the current step; safe in a signal handler and from a thread."""

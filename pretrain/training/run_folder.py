@@ -65,8 +65,11 @@ class RunFolder:
     def append(self, name: str, entry: dict[str, Any]) -> None:
         """One line of a .jsonl log; figures that are not finite become null, as JSON has none."""
         if self.writes:
-            with (self.path / name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_finite(entry)) + "\n")
+            line = json.dumps(_finite(entry)) + "\n"
+            with (self.path / name).open("a+b") as file:
+                if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                    line = "\n" + line  # half a line of a killed writer ends here
+                file.write(line.encode())
 
     def event(self, event: str, step: int, **fields: Any) -> None:
         """One line of events.jsonl."""

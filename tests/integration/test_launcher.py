@@ -166,7 +166,7 @@ def test_ranks_end_when_their_launcher_has_died(how, command, tmp_path):
     ranks = ranks_of(process)
     assert len(ranks) == 2
     process.send_signal(how)
-    gone, alive = psutil.wait_procs(ranks, timeout=60)
+    _, alive = psutil.wait_procs(ranks, timeout=60)
     assert not alive
     assert lines(run / "events.jsonl")[-1]["reason"] in ("launcher died", "SIGTERM")
     assert saved_step(run) == len(losses(run))

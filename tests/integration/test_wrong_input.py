@@ -1,4 +1,4 @@
-"""Wrong input: one line that names the key, the value and the cure, and exit code 2, before any process group starts."""
+"""Wrong input: one line that names key, value and cure, and exit code 2, before any process group starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
         (["optimizer.lrr=1"], 1, ["optimizer.lrr", "optimizer.lr"]),
         (["model.num_heads=3"], 1, ["model.hidden_size", "model.num_heads", "2 or 4"]),
         (["batch.global_batch_size=9"], 1, ["batch.global_batch_size", "9", "8 or 10"]),
-        (["parallel.pipeline_stages=2", "parallel.zero_stage=2"], 2, ["parallel.zero_stage", "set parallel.zero_stage=1"]),
+        (["parallel.pipeline_stages=2", "parallel.zero_stage=2"], 2, ["parallel.zero_stage", "zero_stage=1"]),
         (["train.precision=fp16"], 1, ["train.precision", "fp16", "bf16"]),
         (["parallel.pipeline_stages=3"], 2, ["parallel.pipeline_stages", "number of processes = 2"]),
         (["parallel.pipeline_stages=3", "model.encoder_layers=1", "model.decoder_layers=1"], 3, ["model's 2 layers"]),
