@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from pretrain.checkpoint.callback import Checkpoints
 from pretrain.checkpoint.restore import changed_keys, fill_weights, has_checkpoint, newest_good, resume
 from pretrain.config.checks import BatchPlan, check
 from pretrain.config.deepspeed import deepspeed_config
-from pretrain.config.load import read_yaml, to_yaml
+from pretrain.config.load import load_experiment, to_yaml
 from pretrain.config.schema import Experiment
 from pretrain.data.loader import BatchLoader
 from pretrain.data.prepare import PreparedData, prepare
 from pretrain.errors import EXIT_DONE, CheckpointError
 from pretrain.launch.environment import RankEnvironment, process_threads
+from pretrain.launch.parents import LauncherChain
 from pretrain.models.layers import ModelSpec
 from pretrain.models.registry import FAMILIES
 from pretrain.monitors.depth import DepthSignals
@@ -65,7 +67,6 @@ class Plan:
     deepspeed: dict[str, Any]
     data: PreparedData
     spec: ModelSpec
-    resumes: bool
 
     @property
     def tokens_per_sample(self) -> int:
@@ -80,9 +81,9 @@ def plan(experiment: Experiment, request: Request, environment: RankEnvironment,
     """
     batch = check(experiment, environment.world_size, process_group.accelerator())
     deepspeed = deepspeed_config(experiment, batch, request.deepspeed)
-    resumes = _resumes(experiment, request)
+    check_session(experiment, request)
     data = prepare(experiment, quiet=quiet)
-    return Plan(experiment, request, batch, deepspeed, data, model_spec(experiment, data), resumes)
+    return Plan(experiment, request, batch, deepspeed, data, model_spec(experiment, data))
 
 
 def model_spec(experiment: Experiment, data: PreparedData) -> ModelSpec:
@@ -93,29 +94,30 @@ def model_spec(experiment: Experiment, data: PreparedData) -> ModelSpec:
     return family(experiment.model, vocab_size, experiment.data.source_length, data.objective.target_length)
 
 
-def _resumes(experiment: Experiment, request: Request) -> bool:
-    """Whether this session goes on from a checkpoint; refuses what would lose or mix up a run."""
+def check_session(experiment: Experiment, request: Request) -> None:
+    """Refuse what would lose or mix up a run.
+
+    Raises:
+        CheckpointError: the folder and --resume or --init-from do not go together, or a key that decides the result
+            differs from the run in the folder.
+    """
     folder = Path(experiment.run_dir)
     found = has_checkpoint(folder / "checkpoints")
     if request.resume == "must" and not found:
         raise CheckpointError(f"--resume must: {folder}/checkpoints holds no checkpoint; check run.dir, or use auto")
     if request.resume == "never" and found:
         raise CheckpointError(f"--resume never: {folder} holds a run; set another run.dir, or remove it")
-    if request.init_from is not None:
-        if found:
-            raise CheckpointError(
-                f"--init-from: {folder} already holds a run; set another run.dir to start from weights"
-            )
+    if request.init_from is not None and not found:  # the same command again resumes and needs these weights no more
         Checkpoint(resolve_checkpoint(Path(request.init_from)), verify="sizes")
     if found and (folder / CONFIG).exists():
-        changed = changed_keys(read_yaml(folder / CONFIG), experiment.model_dump(mode="json"))
+        saved = load_experiment(str(folder / CONFIG)).model_dump(mode="json")
+        changed = changed_keys(saved, experiment.model_dump(mode="json"))
         if changed:
             raise CheckpointError(
                 f"{changed[0]} differs from the run in {folder}"
                 + (f" (and {len(changed) - 1} more)" if len(changed) > 1 else "")
                 + "; set it back, or set another run.dir (with --init-from to keep the weights)"
             )
-    return found
 
 
 def use_threads(experiment: Experiment, environment: RankEnvironment) -> None:
@@ -124,16 +126,17 @@ def use_threads(experiment: Experiment, environment: RankEnvironment) -> None:
     torch.set_num_threads(experiment.train.threads or process_threads(environment, os.environ, cores))
 
 
-def trainer(plan: Plan, environment: RankEnvironment, folder: RunFolder, signals: SignalStop) -> Trainer:
-    """Build the engine and everything that hangs on the loop, resumed where there is a checkpoint.
+def trainer(plan: Plan, resumes: bool, callbacks: Sequence[Callback], folder: RunFolder) -> Trainer:
+    """Build the engine and the loop over it. Collective: on every rank, within the process group.
 
-    Collective: runs on every rank, within the process group.
+    Args:
+        resumes: a checkpoint will fill the weights.
     """
-    experiment, data = plan.experiment, plan.data
-    weights_follow = plan.resumes or plan.request.init_from is not None
+    experiment = plan.experiment
+    weights_follow = resumes or plan.request.init_from is not None
     engine = build_engine(experiment, plan.spec, plan.deepspeed, weights_follow=weights_follow)
     loader = BatchLoader(
-        data.train,
+        plan.data.train,
         experiment.train.seed,
         experiment.batch.global_batch_size,
         experiment.batch.micro_batch_size,
@@ -141,55 +144,59 @@ def trainer(plan: Plan, environment: RankEnvironment, folder: RunFolder, signals
         engine.data_parallel_size,
         experiment.data.skip_ranges,
     )
-    texts = {CONFIG: to_yaml(experiment).encode(), TOKENIZER: Path(data.tokenizer.path).read_bytes()}
-    result = Trainer(
-        experiment,
-        plan.spec,
-        engine,
-        loader,
-        SCHEDULES.build(experiment.schedule, experiment.train.max_steps),
-        plan.tokens_per_sample,
-        folder,
-        callbacks(plan, environment, signals, texts),
-    )
-    if plan.resumes:
+    schedule = SCHEDULES.build(experiment.schedule, experiment.train.max_steps)
+    return Trainer(experiment, plan.spec, engine, loader, schedule, plan.tokens_per_sample, folder, callbacks)
+
+
+def enter(plan: Plan, session: Trainer, resumes: bool) -> None:
+    """Put the session where it starts: the newest good checkpoint, other weights, or step 0. Collective."""
+    folder = session.folder
+    if resumes:
         checkpoint, problems = newest_good(folder.checkpoints)
         for problem in problems:
-            folder.event("alert", checkpoint.step, reason=f"damaged checkpoint passed over: {problem}")
+            folder.event("alert", checkpoint.step, reason=f"damaged checkpoint set aside: {problem}")
             if folder.writes:
-                print(f"damaged checkpoint passed over: {problem}", file=sys.stderr, flush=True)
-        resume(result, checkpoint)
-        folder.event("resume", result.progress.step, checkpoint=str(checkpoint.folder), **layout(plan))
-    else:
-        if plan.request.init_from is not None:
-            fill_weights(engine, Checkpoint(resolve_checkpoint(Path(plan.request.init_from))), moments=False)
-        folder.cut_logs(0)  # of a session that died before its first checkpoint
-        folder.event("start", 0, init_from=plan.request.init_from, **layout(plan))
-    folder.write(CONFIG, texts[CONFIG].decode())
-    folder.write("deepspeed.json", json.dumps(plan.deepspeed, indent=1) + "\n")
-    if folder.writes:
-        (folder.path / TOKENIZER).write_bytes(texts[TOKENIZER])
-    return result
+                print(f"damaged checkpoint set aside: {problem}", file=sys.stderr, flush=True)
+        resume(session, checkpoint)
+        folder.event("resume", session.progress.step, checkpoint=str(checkpoint.folder), **layout(plan))
+        return
+    if plan.request.init_from is not None:
+        source = resolve_checkpoint(Path(plan.request.init_from))
+        fill_weights(session.engine, Checkpoint(source), moments=False)
+    folder.cut_logs(0)  # of a session that died before its first checkpoint
+    folder.event("start", 0, init_from=plan.request.init_from, **layout(plan))
 
 
-def train(plan: Plan, environment: RankEnvironment) -> int:
-    """Start the process group, train, and leave; returns the exit code of why the session ended."""
+def train(plan: Plan, environment: RankEnvironment, launcher: LauncherChain) -> int:
+    """Start the process group, train, and leave; returns the exit code of why the session ended.
+
+    Args:
+        launcher: who started this rank, as it was when the rank began.
+    """
     folder = RunFolder(Path(plan.experiment.run_dir), writes=environment.rank == 0)
-    if plan.resumes and finished(plan.experiment, folder):
-        if folder.writes:
-            print(f"{folder.path}: done; raise train.max_steps to go on, or set another run.dir to start anew")
-            say_result(folder)
-        return EXIT_DONE
     folder.acquire()
     log = folder.path / "logs" / f"rank_{environment.rank}.log"
     signals = SignalStop()
     process_group.start(environment, log)
     try:
+        # Rank 0 holds the lock: what it sees in the folder counts for all.
+        state = collectives.share_text(folder_state(plan.experiment, folder))
+        if state == DONE:
+            if folder.writes:
+                print(f"{folder.path}: done; set a later last step to go on, or another run.dir to start anew")
+                say_result(folder)
+            return EXIT_DONE
+        texts = {CONFIG: to_yaml(plan.experiment).encode(), TOKENIZER: Path(plan.data.tokenizer.path).read_bytes()}
         with process_group.quiet(log):
-            session = trainer(plan, environment, folder, signals)
+            chosen = callbacks(plan, signals, OrphanWatch(launcher), texts)
+            session = trainer(plan, state == RESUMES, chosen, folder)
+            enter(plan, session, state == RESUMES)
+        folder.write(CONFIG, texts[CONFIG].decode())
+        folder.write(TOKENIZER, texts[TOKENIZER])
+        folder.write("deepspeed.json", json.dumps(plan.deepspeed, indent=1) + "\n")
         stop = session.run()
         folder.event("end", session.progress.step, reason=stop.reason, exit_code=stop.exit_code)
-        if collectives.is_first():
+        if folder.writes:
             print(f"{folder.path}: ended at step {session.progress.step} ({stop.reason})", flush=True)
             say_result(folder)
         return stop.exit_code
@@ -197,15 +204,21 @@ def train(plan: Plan, environment: RankEnvironment) -> int:
         process_group.end()
 
 
-def finished(experiment: Experiment, folder: RunFolder) -> bool:
-    """Whether the newest checkpoint is whole (by size), stands at this session's last step, and was summed up."""
+DONE, RESUMES, STARTS = "done", "resumes", "starts"
+
+
+def folder_state(experiment: Experiment, folder: RunFolder) -> str:
+    """What this session finds: a run that is at its last step and summed up, one to go on with, or nothing."""
+    if not has_checkpoint(folder.checkpoints):
+        return STARTS
     try:
         newest = Manifest.read(list_checkpoints(folder.checkpoints)[0])
         summed_up = json.loads((folder.path / SUMMARY).read_text())["step"] >= newest.step
     except (CheckpointError, OSError, ValueError, KeyError):
-        return False
+        return RESUMES
     whole = newest.damaged(step_folder(folder.checkpoints, newest.step), hashes=False) is None
-    return whole and summed_up and newest.step >= (experiment.train.stop_at_step or experiment.train.max_steps)
+    at_end = newest.step >= (experiment.train.stop_at_step or experiment.train.max_steps)
+    return DONE if whole and summed_up and at_end else RESUMES
 
 
 def say_result(folder: RunFolder) -> None:
@@ -225,12 +238,10 @@ def layout(plan: Plan) -> dict[str, Any]:
     }
 
 
-def callbacks(plan: Plan, environment: RankEnvironment, signals: SignalStop, texts: dict[str, bytes]) -> list[Callback]:
+def callbacks(plan: Plan, signals: SignalStop, orphans: OrphanWatch, texts: dict[str, bytes]) -> list[Callback]:
     """In the order in which they run; what saves comes last."""
     metrics, evaluation = Metrics(), Evaluation(plan.data.validation)
-    chosen: list[Callback] = [signals, metrics, evaluation]
-    if environment.launcher != "single":
-        chosen.insert(1, OrphanWatch())
+    chosen: list[Callback] = [signals, orphans, metrics, evaluation]
     if plan.experiment.monitors.interval:
         chosen.append(DepthSignals([NormInputs(plan.spec), UpdateNorm(plan.spec)]))
     if collectives.is_first():

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from pretrain import __version__
-from pretrain.errors import EXIT_CRASHED, EXIT_DONE, EXIT_WRONG_INPUT, UserError
+from pretrain.errors import EXIT_CRASHED, EXIT_DONE, EXIT_INTERRUPTED, EXIT_WRONG_INPUT, UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,12 +59,14 @@ def run(action: Callable[[], int | None], speaks: bool = True) -> int:
         sys.stdout.flush()
         return done or EXIT_DONE
     except UserError as error:
-        problem, code = error, EXIT_WRONG_INPUT
+        problem, code = error, error.exit_code
     except BrokenPipeError:  # `| head` has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for the flush at exit)
         return EXIT_DONE
+    except KeyboardInterrupt:
+        problem, code = Exception("interrupted"), EXIT_INTERRUPTED
     except OSError as error:
-        problem, code = error, EXIT_CRASHED
+        problem, code, speaks = error, EXIT_CRASHED, True  # of this machine alone, so each says its own
     if speaks:
         print(f"error: {problem}", file=sys.stderr, flush=True)
     return code

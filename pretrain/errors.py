@@ -3,6 +3,7 @@
 EXIT_DONE = 0
 EXIT_CRASHED = 1
 EXIT_WRONG_INPUT = 2
+EXIT_INTERRUPTED = 130  # Ctrl-C where there was nothing to save
 EXIT_STOPPED_BY_SIGNAL = 75  # EX_TEMPFAIL of sysexits.h: saved, run the same command again to go on
 EXIT_ORPHANED = 76  # the launcher died; the rank ended itself so that nothing holds the run folder
 
@@ -10,8 +11,10 @@ EXIT_ORPHANED = 76  # the launcher died; the rank ended itself so that nothing h
 class UserError(Exception):
     """Wrong input. The message is one line that names the key or file, the value, and the mend.
 
-    Entry points print it from rank 0 and end with `EXIT_WRONG_INPUT`; no stack trace is shown.
+    Entry points print it from rank 0 and end with its `exit_code`; no stack trace is shown.
     """
+
+    exit_code = EXIT_WRONG_INPUT
 
 
 class ConfigError(UserError):
@@ -24,3 +27,15 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, or does not fit the experiment."""
+
+
+class SaveFailed(UserError):
+    """A checkpoint could not be written; the earlier ones are untouched."""
+
+    exit_code = EXIT_CRASHED
+
+
+class Diverged(UserError):
+    """The gradient stayed not finite, so that no step could be made."""
+
+    exit_code = EXIT_CRASHED

@@ -1,7 +1,7 @@
 """Train an experiment.
 
 deepspeed --num_gpus 2 pretrain/train.py --recipe demo
-srun python pretrain/train.py --recipe deepnet_100l parallel.pipeline_stages=8
+srun python pretrain/train.py --recipe deepnet_18l batch.global_batch_size=128
 python pretrain/train.py --recipe demo parallel.pipeline_stages=1 --dry-run
 """
 
@@ -22,6 +22,10 @@ from pretrain.command_line import Parser
 from pretrain.command_line import run as run_command
 from pretrain.errors import EXIT_DONE, EXIT_WRONG_INPUT
 from pretrain.launch.environment import RankEnvironment, rank_environment
+from pretrain.launch.parents import launcher_chain
+
+PATIENCE = 10.0
+"""Seconds that a rank which must not speak waits before it ends on wrong input."""
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,6 +44,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace, environment: RankEnvironment) -> int:
     """Check, build, train; returns the exit code."""
+    launcher = launcher_chain(environment.launcher)
+
     from pretrain import build
     from pretrain.config.deepspeed import load_deepspeed_json
     from pretrain.config.load import load_experiment
@@ -55,7 +61,7 @@ def run(args: argparse.Namespace, environment: RankEnvironment) -> int:
         if first:
             print(dry_run_text(plan.experiment, plan.spec, plan.batch, plan.tokens_per_sample))
         return EXIT_DONE
-    return build.train(plan, environment)
+    return build.train(plan, environment, launcher)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         args = arguments(argv)
     code = run_command(lambda: run(args, rank_environment(os.environ)), speaks=first)
     if code == EXIT_WRONG_INPUT and not first:
-        time.sleep(2)  # a launcher ends all ranks when one has ended: let rank 0 speak first
+        time.sleep(PATIENCE)  # a launcher ends all ranks when one has ended: let rank 0 speak first
     return code
 
 

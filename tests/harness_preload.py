@@ -10,4 +10,6 @@ import deepspeed.pipe  # noqa: E402, F401
 import pretrain.build  # noqa: E402
 import pretrain.parallel.pipeline  # noqa: E402
 import pretrain.parallel.plain  # noqa: E402
-import pretrain.train  # noqa: E402, F401
+import pretrain.train  # noqa: E402
+
+pretrain.train.PATIENCE = 0.5  # forked ranks start together

@@ -53,6 +53,8 @@ def train_and_die(rank: int, argv: list[str], pids: Any, point: str, step: int) 
 
 def train_with_full_disk(rank: int, argv: list[str], step: int) -> int:
     """Train; rank 1 finds the disk full in every save from `step` on."""
+    from safetensors import SafetensorError
+
     from pretrain.checkpoint import save
     from pretrain.train import main
 
@@ -60,7 +62,7 @@ def train_with_full_disk(rank: int, argv: list[str], step: int) -> int:
 
     def write_or_fail(folder: Any, *args: Any) -> Any:
         if rank == 1 and int(folder.name.removeprefix(save.TEMPORARY)) >= step:
-            raise OSError(28, "No space left on device")
+            raise SafetensorError("I/O error: No space left on device (os error 28)")  # as safetensors says it
         return write(folder, *args)
 
     save.write_rank_file = write_or_fail

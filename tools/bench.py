@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -126,6 +127,10 @@ def start_ranks(command: Sequence[str], count: int) -> int:
             process.wait()
 
 
+def exit_reason(code: int) -> str:
+    return f"signal {-code}: {signal.strsignal(-code)}" if code < 0 else f"exit code {code}"
+
+
 def bench(options: argparse.Namespace, argv: Sequence[str]) -> int:
     """Check all, then measure one depth after the other, each in fresh processes."""
     described = machine()
@@ -143,7 +148,10 @@ def bench(options: argparse.Namespace, argv: Sequence[str]) -> int:
             result = folder / "figures.json"
             result.unlink(missing_ok=True)
             one = [] if depth is None else ["--depths", str(depth)]
-            if start_ranks([sys.executable, __file__, *argv, *one, "--worker", str(result)], count) != EXIT_DONE:
+            code = start_ranks([sys.executable, __file__, *argv, *one, "--worker", str(result)], count)
+            if code not in (EXIT_DONE, EXIT_CRASHED):  # after those it has spoken itself
+                print(f"error: a process of the benchmark ended early ({exit_reason(code)})", file=sys.stderr)
+            if code != EXIT_DONE:
                 return EXIT_CRASHED
             measurements.append(json.loads(result.read_text()))
     if options.output:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
-from pretrain.checkpoint.save import SaveFailed, prune, save
+from pretrain.checkpoint.save import prune, save
+from pretrain.errors import SaveFailed
+from pretrain.parallel import collectives
 from pretrain.training.callback import Callback
 from pretrain.training.loop import StepReport, Trainer
 
@@ -30,6 +33,8 @@ class Checkpoints(Callback):
             except SaveFailed as error:
                 # Training goes on: the older checkpoints are whole, and the next save may find room.
                 trainer.folder.event("alert", report.step, reason=str(error))
+                if collectives.is_first():
+                    print(f"step {report.step}: {error}; training goes on", file=sys.stderr, flush=True)
 
     def on_end(self, trainer: Trainer) -> None:
         if trainer.progress.step > self.saved_step:
@@ -44,7 +49,7 @@ class Checkpoints(Callback):
         except SaveFailed:
             self.saved_step = previous
             raise
-        prune(trainer.folder.checkpoints, trainer.experiment.checkpoint.keep_last)
+        prune(trainer.folder.checkpoints, step, trainer.experiment.checkpoint.keep_last)
         trainer.folder.event("save", step, seconds=time.perf_counter() - start)
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +48,30 @@ def has_checkpoint(checkpoints: Path) -> bool:
 
 
 def newest_good(checkpoints: Path) -> tuple[Checkpoint, list[str]]:
-    """The newest checkpoint that is whole, and what is wrong with each newer one.
+    """The newest checkpoint that is whole, and what is wrong with each newer one; those are set aside.
 
-    Collective: the ranks divide the hashing.
+    Collective: rank 0 lists, all ranks divide the hashing. A damaged folder is renamed to damaged_step_N, so that it
+    counts neither as the newest nor among those that are kept.
 
     Raises:
-        CheckpointError: none is whole.
+        CheckpointError: none is whole; nothing is renamed then.
     """
-    problems: list[str] = []
-    for folder in list_checkpoints(checkpoints):
+    names = collectives.share_text("\n".join(folder.name for folder in list_checkpoints(checkpoints))).split()
+    problems: dict[Path, str] = {}
+    for folder in (checkpoints / name for name in names):
         problem = _problem(folder)
         if problem is None:
-            return Checkpoint(folder, verify="nothing"), problems
-        problems.append(f"{folder}: {problem}")
+            found = Checkpoint(folder, verify="nothing")
+            if collectives.is_first():
+                for damaged in problems:
+                    shutil.rmtree(damaged.with_name(f"damaged_{damaged.name}"), ignore_errors=True)
+                    damaged.rename(damaged.with_name(f"damaged_{damaged.name}"))
+            collectives.barrier()
+            return found, [f"{damaged}: {problem}" for damaged, problem in problems.items()]
+        problems[folder] = problem
+    listed = "; ".join(f"{folder.name}: {problem}" for folder, problem in problems.items())
     raise CheckpointError(
-        f"{checkpoints}: no checkpoint is whole ({'; '.join(problems) or 'there is none'}); "
+        f"{checkpoints}: no checkpoint is whole ({listed or 'there is none'}); "
         "restore one, or start anew with another run.dir"
     )
 
@@ -72,11 +83,7 @@ def _problem(folder: Path) -> str | None:
         found = Manifest.read(folder).damaged(folder, share)
     except CheckpointError as error:
         found = str(error).removeprefix(f"{folder}: ")
-    if not collectives.agree_any(found is not None):
-        return None
-    # The lowest rank that found something says what.
-    first = int(-collectives.max_over(torch.tensor([-share[0] if found is not None else -share[1]])).item())
-    return collectives.share_text(found or "", source=first)
+    return collectives.first_text(found or "") or None
 
 
 def changed_keys(saved: dict[str, Any], current: dict[str, Any], prefix: str = "") -> list[str]:
@@ -95,14 +102,32 @@ def changed_keys(saved: dict[str, Any], current: dict[str, Any], prefix: str = "
 def fill_weights(engine: Engine, checkpoint: Checkpoint, moments: bool) -> None:
     """Copy weights, and moments if asked for, into the shards this rank owns, and publish them.
 
+    Collective.
+
     Raises:
-        CheckpointError: a parameter is missing or has another shape.
+        CheckpointError: on every rank, if a parameter is missing, has another shape, or is left over.
     """
     quantities = (WEIGHT, *MOMENTS) if moments else (WEIGHT,)
-    for shard in engine.owned_shards(replicas=True):
-        checkpoint.expect(shard.name, shard.shape)
+    problem, elements = "", 0
+    try:
         for quantity in quantities:
-            checkpoint.read_into(getattr(shard, quantity), shard.name, shard.start, quantity)
+            if not checkpoint.has(quantity):
+                raise CheckpointError(f"{checkpoint.folder}: it has weights alone; use it with --init-from")
+        for shard in engine.owned_shards(replicas=True):
+            checkpoint.expect(shard.name, shard.shape)
+            for quantity in quantities:
+                checkpoint.read_into(getattr(shard, quantity), shard.name, shard.start, quantity)
+        elements = sum(shard.weight.numel() for shard in engine.owned_shards())
+    except CheckpointError as error:
+        problem = str(error)
+    if reason := collectives.first_text(problem):
+        raise CheckpointError(reason)
+    used = int(collectives.sum_over(torch.tensor(elements)).item())
+    saved = sum(math.prod(checkpoint.index.shape(name)) for name in checkpoint.index.names())
+    if used != saved:
+        raise CheckpointError(
+            f"{checkpoint.folder}: it holds {saved:,} weights, the model {used:,}; is it a checkpoint of another model?"
+        )
     engine.publish_weights()
 
 

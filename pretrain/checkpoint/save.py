@@ -8,19 +8,16 @@ from typing import Any
 
 import torch
 
+from pretrain.errors import SaveFailed
 from pretrain.parallel import collectives
 from pretrain.parallel.engine import Engine
 from pretrain.state.files import FileRecord, reached, replace_text
 from pretrain.state.index import MOMENTS, WEIGHT, Box, Index, Piece
-from pretrain.state.reader import LATEST, list_checkpoints, step_folder
+from pretrain.state.reader import LATEST, list_checkpoints, step_folder, step_of
 from pretrain.state.writer import commit, rank_file, read_pieces, write_common_files, write_rank_file
 
 TEMPORARY = ".saving_"
 RNG = "rng_torch"
-
-
-class SaveFailed(OSError):
-    """A checkpoint could not be written; the earlier ones are untouched."""
 
 
 def save(
@@ -80,14 +77,20 @@ def _save(
     _together(complete if collectives.is_first() else lambda: None, "complete")
 
 
-def prune(checkpoints: Path, keep_last: int) -> None:
-    """Remove all but the newest `keep_last` checkpoints. A removal that is cut short leaves no manifest behind."""
-    if not collectives.is_first():
-        return
-    for folder in list_checkpoints(checkpoints)[keep_last:]:
-        (folder / "manifest.json").unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-    reached("pruned")
+def prune(checkpoints: Path, step: int, keep_last: int) -> None:
+    """Remove all but the newest `keep_last` checkpoints up to `step`, the one just saved.
+
+    A removal that is cut short leaves no manifest behind.
+    """
+
+    def remove() -> None:
+        kept = [folder for folder in list_checkpoints(checkpoints) if step_of(folder) <= step]
+        for folder in kept[keep_last:]:
+            (folder / "manifest.json").unlink(missing_ok=True)
+            shutil.rmtree(folder)
+        reached("pruned")
+
+    _together(remove if collectives.is_first() else lambda: None, "remove an old one after")
 
 
 def _begin(checkpoints: Path, temporary: Path) -> None:
@@ -103,10 +106,10 @@ def _write_own(folder: Path, engine: Engine) -> FileRecord:
     for shard in shards:
         pieces.append(Piece(shard.name, shard.shape, Box.whole(shard.shape), shard.start, shard.stop, at))
         at += shard.weight.numel()
-    buffers = {
-        quantity: torch.cat([getattr(shard, quantity) for shard in shards]).cpu() if shards else torch.empty(0)
-        for quantity in (WEIGHT, *MOMENTS)
-    }
+    buffers = {quantity: torch.empty(at) for quantity in (WEIGHT, *MOMENTS)}
+    for quantity, buffer in buffers.items():
+        for piece, shard in zip(pieces, shards, strict=True):
+            buffer[piece.at : piece.at + piece.numel].copy_(getattr(shard, quantity))
     buffers[RNG] = torch.get_rng_state()
     return write_rank_file(folder, collectives.rank(), pieces, buffers)
 
@@ -118,12 +121,11 @@ def _gather_records(own: FileRecord) -> dict[str, FileRecord]:
 
 def _together(action: Any, doing: str) -> Any:
     """Run `action` on this rank, then fail on every rank if it failed on any."""
-    problem, result = None, None
+    problem, result = "", None
     try:
         result = action()
-    except (OSError, RuntimeError, ValueError) as error:  # safetensors raises RuntimeErrors of its own for I/O
-        problem = error
-    if collectives.agree_any(problem is not None):
-        reason = f"{type(problem).__name__}: {problem}" if problem else "another rank could not"
-        raise SaveFailed(f"checkpoint: could not {doing} it ({reason}); free space on the disk of run.dir")
+    except Exception as error:  # whatever it is (safetensors has errors of its own): the others must not wait for ever
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if reason := collectives.first_text(problem):
+        raise SaveFailed(f"checkpoint: could not {doing} it ({reason}); see to the disk of run.dir")
     return result

@@ -5,6 +5,7 @@ Keys are documented by the text below them; `docs/configuration.md` is generated
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
@@ -189,4 +190,4 @@ class Experiment(Section):
 
     @property
     def run_dir(self) -> str:
-        return self.run.dir or f"runs/{self.name}"
+        return str(Path(self.run.dir or f"runs/{self.name}").expanduser())

@@ -70,3 +70,9 @@ def share_text(text: str, source: int = 0) -> str:
     data = torch.tensor(list(text.encode()) if own else [], dtype=torch.int64)
     length = int(sum_over(torch.tensor([data.numel()])))
     return bytes(sum_over(data if own else torch.zeros(length, dtype=torch.int64)).tolist()).decode()
+
+
+def first_text(text: str) -> str:
+    """On every rank, the text of the lowest rank whose text is not empty; empty if all are."""
+    holder = int(-max_over(torch.tensor([-rank() if text else -world_size()])).item())
+    return share_text(text, holder) if holder < world_size() else ""

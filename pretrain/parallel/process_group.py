@@ -50,6 +50,9 @@ def start(environment: RankEnvironment, log: Path) -> None:
         import deepspeed
 
         send_library_talk(log)
+        # Else every first start on a CPU compiles a shared-memory all-reduce that only inference uses, for half a
+        # minute, and a process killed meanwhile leaves a lock on which all later ones wait.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if accelerator() == "cuda":
             torch.cuda.set_device(environment.local_rank)
         backend = "nccl" if accelerator() == "cuda" else "gloo"

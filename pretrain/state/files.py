@@ -34,20 +34,30 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def write_text(path: Path, text: str) -> None:
+def write_file(path: Path, content: str | bytes) -> None:
     """Write and flush; the caller renames the folder it stands in."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with path.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Put `text` at `path` atomically: a reader sees the old text or the new one."""
+def write_text(path: Path, text: str) -> None:
+    """Write and flush a text."""
+    write_file(path, text)
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Put `content` at `path` atomically: a reader sees the old content or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write_text(temporary, text)
+    write_file(temporary, content)
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Put a text at `path` atomically."""
+    replace_file(path, text)
 
 
 def record(path: Path) -> FileRecord:

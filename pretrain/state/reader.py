@@ -123,10 +123,14 @@ def step_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"{PREFIX}{step:08d}"
 
 
+def step_of(folder: Path) -> int:
+    return int(folder.name[len(PREFIX) :])
+
+
 def list_checkpoints(checkpoints: Path) -> list[Path]:
     """Complete and incomplete step folders, newest first, sorted by number."""
     found = [path for path in checkpoints.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdecimal() and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name[len(PREFIX) :]), reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
 def resolve_checkpoint(path: Path) -> Path:

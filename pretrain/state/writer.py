@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pretrain.state.files import FileRecord, reached, record, sync_file, sync_folder, write_text
+from pretrain.state.files import FileRecord, reached, record, sync_file, sync_folder, write_file, write_text
 from pretrain.state.index import Index, Piece
 from pretrain.state.manifest import Manifest
 
@@ -60,8 +60,7 @@ def write_common_files(folder: Path, index: Index, training: dict[str, Any], tex
     write_text(folder / INDEX, index.to_json())
     write_text(folder / TRAINING, json.dumps(training))
     for name, content in texts.items():
-        (folder / name).write_bytes(content)
-        sync_file(folder / name)
+        write_file(folder / name, content)
     reached("common_files_written")
 
 

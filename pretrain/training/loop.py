@@ -11,7 +11,7 @@ import torch
 
 from pretrain.config.schema import Experiment
 from pretrain.data.loader import BatchLoader
-from pretrain.errors import UserError
+from pretrain.errors import Diverged
 from pretrain.models.layers import ModelSpec
 from pretrain.parallel import collectives
 from pretrain.parallel.engine import Engine, StepResult
@@ -76,7 +76,7 @@ class Trainer:
         """Train until the end, a signal, or the step to stop at; returns why.
 
         Raises:
-            UserError: the gradient stayed not finite.
+            Diverged: the gradient stayed not finite.
         """
         try:
             self._each("on_start")
@@ -106,7 +106,7 @@ class Trainer:
                 break
             self._skip(step, result)
         else:
-            raise UserError(
+            raise Diverged(
                 f"step {step}: the gradient was not finite in {SKIPS_IN_A_ROW} batches in a row; "
                 "lower optimizer.lr, lengthen schedule.warmup_steps, or start from an earlier checkpoint"
             )

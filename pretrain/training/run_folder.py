@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pretrain.errors import UserError
-from pretrain.state.files import replace_text
+from pretrain.state.files import replace_file, replace_text
 
 METRICS, LAYERS, EVENTS = "metrics.jsonl", "layers.jsonl", "events.jsonl"
 SUMMARY, CONFIG, TOKENIZER = "summary.json", "config.yaml", "tokenizer.model"
@@ -85,9 +85,10 @@ class RunFolder:
             if path.exists():
                 replace_text(path, "".join(line for line in _whole_lines(path) if json.loads(line)["step"] <= step))
 
-    def write(self, name: str, text: str) -> None:
+    def write(self, name: str, content: str | bytes) -> None:
+        """Put a file into the folder atomically."""
         if self.writes:
-            replace_text(self.path / name, text)
+            replace_file(self.path / name, content)
 
     def update_summary(self, figures: dict[str, Any]) -> None:
         """Merge figures into summary.json."""

@@ -123,8 +123,10 @@ def test_damaged_checkpoint_is_named_and_the_older_one_used(kind, uninterrupted,
     alerts = [event["reason"] for event in lines(run / "events.jsonl") if event["event"] == "alert"]
     assert len(alerts) == 1
     assert "step_00000008" in alerts[0]
-    assert group.output(0).count("damaged checkpoint passed over") == 1
+    assert group.output(0).count("damaged checkpoint set aside") == 1
     assert "damaged" not in group.output(1)
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == ["damaged_step_00000008", "latest", "step_00000004", "step_00000008"]
 
 
 def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(uninterrupted, tmp_path, small_recipe):
@@ -133,15 +135,34 @@ def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(uninterrupted, tmp_pa
         damage("flipped bit", folder)
     assert "no checkpoint is whole" in refused(["--recipe", str(small_recipe), f"run.dir={run}", PP2], 2)
     assert losses(run) == losses(uninterrupted), "the logs are untouched"
+    assert len(list((run / "checkpoints").glob("step_*"))) == 2, "so are the checkpoints"
 
 
 def test_init_from_takes_weights_only(uninterrupted, command, tmp_path):
-    train(command("new", "train.max_steps=2", "schedule.warmup_steps=1", "--init-from", str(uninterrupted)))
+    argv = command("new", "train.max_steps=2", "schedule.warmup_steps=1", "--init-from", str(uninterrupted))
+    train([*argv, "train.stop_at_step=1"])
+    train(argv)  # the same command goes on
     start = lines(tmp_path / "new" / "events.jsonl")[0]
     assert start["init_from"] == str(uninterrupted)
     assert losses(tmp_path / "new")[0] < losses(uninterrupted)[0] - 0.2, "it starts from trained weights"
     progress = json.loads((tmp_path / "new" / "checkpoints" / "step_00000002" / "training.json").read_text())
     assert progress["optimizer_steps"] == 2
+
+
+def test_init_from_a_deeper_model_is_refused(uninterrupted, command):
+    """Its upper layers would be dropped in silence."""
+    error = refused(command("new", "model.encoder_layers=2", "--init-from", str(uninterrupted)))
+    assert "checkpoint of another model" in error
+
+
+def test_pruning_keeps_the_checkpoints_that_are_whole(uninterrupted, tmp_path, small_recipe):
+    run = copied(uninterrupted, tmp_path)
+    damage("flipped bit", run / "checkpoints" / "step_00000008")
+    argv = ["--recipe", str(small_recipe), f"run.dir={run}", PP2, "checkpoint.keep_last=1", "train.stop_at_step=5"]
+    train(argv, 2)
+    assert [path.name for path in (run / "checkpoints").glob("step_*")] == ["step_00000005"]
+    train(argv[:-1], 2)
+    assert losses(run) == losses(uninterrupted)
 
 
 def test_keys_that_decide_the_result_may_not_change_between_sessions(uninterrupted, small_recipe):

@@ -188,6 +188,8 @@ def test_one_command_starts_the_ranks(
 def test_a_rank_that_dies_ends_the_others(tool: ModuleType) -> None:
     code = "import os, sys, time; sys.exit(3) if os.environ['RANK'] == '1' else time.sleep(60)"
     assert tool.start_ranks([sys.executable, "-c", code], 2) == 3
+    assert tool.exit_reason(3) == "exit code 3"
+    assert tool.exit_reason(-9) == "signal 9: Killed"
 
 
 def test_ranks_end_with_the_command_that_started_them(tool: ModuleType) -> None:
