@@ -100,10 +100,10 @@ def test_a_run_leaves_what_the_design_promises(twenty_steps):
 
 
 def test_kill_9_then_the_same_command_gives_the_same_run(twenty_steps, small_recipe, tmp_path):
-    common = ["train.max_steps=20", "optimizer.clip_norm=1.2", "evaluation.interval=0", "checkpoint.interval=3", PP2]
+    common = ["train.max_steps=20", "optimizer.clip_norm=1.2", "evaluation.interval=0", "checkpoint.interval=8", PP2]
     argv, run = ["--recipe", str(small_recipe), f"run.dir={tmp_path / 'run'}", *common], tmp_path / "run"
     process = launch(argv)
-    wait_for(lambda: step_reached(run, 6))
+    wait_for(lambda: step_reached(run, 10))
     for rank in ranks_of(process):
         rank.kill()
     process.communicate(timeout=60)
