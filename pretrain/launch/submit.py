@@ -21,7 +21,7 @@ from pretrain.launch.environment import REQUIRED
 from pretrain.launch.script import Job, limit_seconds, render
 
 EXAMPLE = """example:
-  python tools/submit.py --recipe demo --nodes 2 --gpus-per-node 8 --time 12:00:00 train.max_steps=5000
+  python tools/submit.py --recipe demo --nodes 2 --gpus-per-node 8 --time 12:00:00 batch.global_batch_size=64
 
 A job that is told to stop (time limit, preemption) saves, is put back into the queue and goes on by itself.
 --dry-run prints the script, to be kept, edited and given to sbatch by hand."""
