@@ -34,7 +34,7 @@ def submit(cluster: Cluster, run_dir: Path, corpus: Path, *overrides: str) -> st
         *(f"run.dir={run_dir}", f"run.cache={corpus.parent}/cache", "parallel.pipeline_stages=2"),
         *(f"data.train={corpus}", *overrides),
     )
-    started = re.match(r"job (\d+): demo on 2 x 1 processes", printed)
+    started = re.match(r"job (\d+): demo-tiny on 2 x 1 processes", printed)
     assert started, printed
     return started[1]
 
