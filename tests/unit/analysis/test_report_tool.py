@@ -41,7 +41,7 @@ def test_wrong_input_is_one_line(arguments: list[str]) -> None:
     done = run_tool(*arguments)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("report.py: ")
+    assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
 
 

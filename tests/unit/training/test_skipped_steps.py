@@ -103,7 +103,7 @@ def test_depth_signals_do_not_count_what_was_thrown_away(runs, never_seen, signa
 def test_ten_in_a_row_end_the_run(command, tmp_path):
     argv = command("run", *STEPS, "train.max_steps=2")
     group = Group(train_poisoned, 1, argv, {2: 10}, str(tmp_path / "seen"))
-    assert group.results() == [2]
+    assert group.results() == [1]
     skips = [event["sample_ranges"] for event in lines(tmp_path / "run" / "events.jsonl") if event["event"] == "skip"]
     assert skips == [[[8 * n, 8 * n + 8]] for n in range(1, 11)]
     assert len(losses(tmp_path / "run")) == 1
