@@ -16,6 +16,7 @@ from pretrain.hf.complete import Filler, exported_folder, stale
 from pretrain.hf.export import export
 from pretrain.hf.hosts import host_for
 from pretrain.hf.trained import TrainedModel
+from pretrain.state.manifest import Manifest
 
 from .checkpoints import MakeCheckpoint, with_model
 
@@ -170,9 +171,9 @@ def test_wrong_export_options(checkpoint: Path, tmp_path: Path):
 
 def test_a_checkpoint_without_its_tokenizer(make_checkpoint: MakeCheckpoint, tmp_path: Path):
     folder = make_checkpoint(tmp_path / "c")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["files"]["tokenizer.model"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    manifest = Manifest.read(folder)
+    del manifest.files["tokenizer.model"]
+    manifest.write(folder)
     (folder / "tokenizer.model").unlink()
     with pytest.raises(UserError, match=r"it has no tokenizer\.model"):
         TrainedModel.open(folder)
