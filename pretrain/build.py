@@ -70,7 +70,7 @@ class Plan:
 
     @property
     def tokens_per_sample(self) -> int:
-        return self.experiment.data.source_length + self.data.objective.target_length
+        return self.data.objective.source_length + self.data.objective.target_length
 
 
 def plan(experiment: Experiment, request: Request, environment: RankEnvironment, quiet: bool) -> Plan:
@@ -90,8 +90,9 @@ def model_spec(experiment: Experiment, data: PreparedData) -> ModelSpec:
     """The model's descriptors for this tokenizer and objective."""
     multiple = experiment.data.pad_vocab_to
     vocab_size = -(-data.tokenizer.vocab_size // multiple) * multiple
-    family = FAMILIES[experiment.model.family]
-    return family(experiment.model, vocab_size, experiment.data.source_length, data.objective.target_length)
+    family, objective = FAMILIES[experiment.model.family], data.objective
+    lengths = objective.source_length, objective.target_length
+    return family(experiment.model, vocab_size, *lengths, segmented=objective.segmented)
 
 
 def check_session(experiment: Experiment, request: Request) -> None:

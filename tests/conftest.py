@@ -10,7 +10,7 @@ import pytest
 
 RECIPE = """\
 model: {{encoder_layers: 3, decoder_layers: 3, hidden_size: 32, num_heads: 2, ffn_size: 64}}
-data: {{train: {corpus}, glob: "**/*.py", vocab_size: 800, source_length: 48}}
+data: {{train: {corpus}, glob: "**/*.py", vocab_size: 800, sequence_length: 48}}
 run: {{cache: {cache}}}
 batch: {{global_batch_size: 8, micro_batch_size: 2}}
 optimizer: {{lr: 0.002}}

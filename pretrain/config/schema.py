@@ -79,8 +79,10 @@ class DataSection(Section):
     """Pieces of a tokenizer trained by `auto`, sentinels and byte pieces included."""
     pad_vocab_to: PositiveInt = 1
     """The embedding's rows are the tokenizer's pieces rounded up to a multiple of this."""
-    source_length: PositiveInt = 128
-    """Tokens of the encoder's input, end mark included."""
+    sequence_length: PositiveInt = 128
+    """Tokens of a sample's input: the encoder's where there is one, else the decoder's; marks included."""
+    document_mask: bool = False
+    """Documents packed into one sample see only themselves, and positions count anew in each."""
     skip_ranges: tuple[tuple[NonNegativeInt, NonNegativeInt], ...] = ()
     """Half-open ranges [first, end) of global sample indices that are never used."""
     glob: str = "**/*"

@@ -91,7 +91,7 @@ def prepare(experiment: Experiment, quiet: bool = False) -> PreparedData:
     cache = cache_folder(experiment)
     train, validation = open_sources(experiment, quiet)
     tokenizer = open_tokenizer(experiment, train, quiet)
-    objective = OBJECTIVES.build(experiment.objective, tokenizer.special, experiment.data.source_length)
+    objective = build_objective(experiment, tokenizer)
     files = open_tokens(cache, tokenizer, train, validation, quiet)
     name = _fingerprint(experiment, train, validation, tokenizer)
     splits = {
@@ -102,6 +102,16 @@ def prepare(experiment: Experiment, quiet: bool = False) -> PreparedData:
     }
     targets = fixed_targets(splits["validation"], experiment.evaluation.samples)
     return PreparedData(tokenizer, objective, **splits, fingerprint=name, unigram_entropy=unigram_entropy(targets))
+
+
+def build_objective(experiment: Experiment, tokenizer: Tokenizer) -> Any:
+    """The experiment's objective for this tokenizer.
+
+    Raises:
+        ConfigError: it does not fit the tokenizer or the sequence length.
+    """
+    data = experiment.data
+    return OBJECTIVES.build(experiment.objective, tokenizer.special, data.sequence_length, data.document_mask)
 
 
 def cache_folder(experiment: Experiment) -> Path:
@@ -160,7 +170,8 @@ def _fingerprint(experiment: Experiment, train: Source, validation: Source, toke
         "corpus": train.facts.fingerprint[:16],
         "validation": _identity(validation)[:16],
         "tokenizer": tokenizer.fingerprint[:16],
-        "source_length": experiment.data.source_length,
+        "sequence_length": experiment.data.sequence_length,
+        "document_mask": experiment.data.document_mask,
         "seed": experiment.train.seed,
     }
     objective: Any = experiment.objective

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import functools
-from typing import Protocol
 
 import numpy as np
 
 from pretrain.data.hashing import hash64, hash128
 from pretrain.data.permutation import Permutation
-
-
-class Objective(Protocol):
-    """What samples need of a registered objective."""
-
-    raw_length: int
-    target_length: int
-
-    def sample(self, text: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]: ...
+from pretrain.objectives.registry import Objective
 
 
 class Samples:

@@ -101,7 +101,7 @@ def _write(trained: TrainedModel, host: Host, folder: Path, dtype: torch.dtype, 
 def _origin(trained: TrainedModel, host: Host, verification: Verification | None) -> dict[str, Any]:
     """What import needs beside the host's config, and what marks the folder as an export. No paths of this machine."""
     experiment = trained.experiment.model_dump(mode="json")
-    kept = ("source_length", "pad_vocab_to", "vocab_size")
+    kept = ("sequence_length", "pad_vocab_to", "vocab_size")
     return {
         "format": FORMAT,
         "version": __version__,

@@ -94,7 +94,7 @@ def _describe(
         raise UserError(f"--block {block}: {reason}")
     data["name"] = data.get("name", "imported")
     data["model"] = architecture.model.model_dump(mode="json")
-    data["data"] = {**data.get("data", {}), "source_length": architecture.source_length}
+    data["data"] = {**data.get("data", {}), "sequence_length": architecture.source_length}
     return host, architecture, build_experiment(data)
 
 

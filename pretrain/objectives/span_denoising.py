@@ -67,7 +67,8 @@ class SpanDenoising:
     Args:
         config: rates; see `SpanDenoisingConfig`.
         tokens: special ids of the tokenizer.
-        source_length: S, tokens of the encoder's input, eos included.
+        sequence_length: S, tokens of the encoder's input, eos included.
+        document_mask: must be False; a removed span may reach over the end of a document.
 
     Attributes:
         raw_length: tokens of text that one sample takes, so that its source is S long.
@@ -77,23 +78,29 @@ class SpanDenoising:
         ConfigError: the length is too short to remove a span from, or the sentinels are too few for it.
     """
 
-    def __init__(self, config: SpanDenoisingConfig, tokens: SpecialTokens, source_length: int):
+    families = frozenset({"encoder_decoder"})
+    maskable = False
+    segmented = False
+
+    def __init__(
+        self, config: SpanDenoisingConfig, tokens: SpecialTokens, sequence_length: int, document_mask: bool = False
+    ):
         self.config = config
         self.tokens = tokens
-        self.source_length = source_length
+        self.source_length = sequence_length
         plan = self._longest_plan()
         self.raw_length = plan.length
         self.target_length = plan.target_length
         self._sentinels = np.asarray(tokens.sentinels[: plan.spans], dtype=np.int64)
         if plan.spans > config.sentinels:
             raise ConfigError(
-                f"objective.sentinels: {config.sentinels} are too few for data.source_length {source_length}, which "
-                f"has {plan.spans} spans; set objective.sentinels={plan.spans} or more, or a shorter source"
+                f"objective.sentinels: {config.sentinels} are too few for data.sequence_length "
+                f"{sequence_length}, which has {plan.spans} spans; set objective.sentinels={plan.spans} or more, or a shorter source"
             )
         if plan.spans > len(tokens.sentinels):
             raise ConfigError(
-                f"data.tokenizer: it has {len(tokens.sentinels)} sentinels, but data.source_length {source_length} "
-                f"has {plan.spans} spans; train one with more, or set a shorter data.source_length"
+                f"data.tokenizer: it has {len(tokens.sentinels)} sentinels, but data.sequence_length {sequence_length} "
+                f"has {plan.spans} spans; train one with more, or set a shorter data.sequence_length"
             )
 
     def _plan(self, length: int) -> SpanPlan:
@@ -107,7 +114,7 @@ class SpanDenoising:
             length += 1
         if length < 2:
             raise ConfigError(
-                f"data.source_length: {self.source_length} is too short for text, a sentinel and the end mark; "
+                f"data.sequence_length: {self.source_length} is too short for text, a sentinel and the end mark; "
                 "set 3 or more"
             )
         return self._plan(length)

@@ -28,7 +28,7 @@ CONFIG = {
         "block": {"kind": "deepnorm"},
     },
     "objective": {"kind": "span_denoising", "sentinels": SENTINELS},
-    "data": {"source_length": SOURCE_LENGTH, "vocab_size": 500, "pad_vocab_to": 64},
+    "data": {"sequence_length": SOURCE_LENGTH, "vocab_size": 500, "pad_vocab_to": 64},
 }
 
 MakeCheckpoint = Callable[..., Path]
@@ -56,9 +56,9 @@ def write_checkpoint(tokenizer_model: bytes, folder: Path, config: dict | None =
     (draft / "tokenizer.model").write_bytes(tokenizer_model)
     tokenizer = Tokenizer.load(draft / "tokenizer.model")
     data = experiment.data
-    objective = OBJECTIVES.build(experiment.objective, tokenizer.special, data.source_length)
+    objective = OBJECTIVES.build(experiment.objective, tokenizer.special, data.sequence_length)
     rows = -(-tokenizer.vocab_size // data.pad_vocab_to) * data.pad_vocab_to
-    spec = FAMILIES[experiment.model.family](experiment.model, rows, data.source_length, objective.target_length)
+    spec = FAMILIES[experiment.model.family](experiment.model, rows, data.sequence_length, objective.target_length)
     model = LayerList(spec, seed=1)
     perturb(model, seed=2)
     pieces, at = [], 0

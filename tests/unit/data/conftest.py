@@ -38,7 +38,7 @@ def tokenizer(model_path):
 
 
 def small_experiment(folder, sources, cache="cache", seed=1234, objective=None, samples=64, **data):
-    data = {"train": str(sources), "glob": "**/*.py", "vocab_size": 800, "source_length": 32, **data}
+    data = {"train": str(sources), "glob": "**/*.py", "vocab_size": 800, "sequence_length": 32, **data}
     return Experiment.model_validate(
         {
             "run": {"cache": str(folder / cache)},

@@ -96,7 +96,7 @@ def test_a_damaged_token_file_is_named(experiment, tmp_path):
     ("changes", "named"),
     [
         ({"seed": 1}, ["seed"]),
-        ({"source_length": 33}, ["source_length"]),
+        ({"sequence_length": 33}, ["sequence_length"]),
         ({"objective": {"noise_density": 0.2}}, ["objective.noise_density"]),
         ({"objective": {"sentinels": 101}}, ["tokenizer", "objective.sentinels"]),
         ({"vocab_size": 801}, ["tokenizer"]),
@@ -170,11 +170,11 @@ def test_long_documents_are_cut_after_line_ends_and_lose_nothing():
 @pytest.mark.slow
 def test_the_embedded_corpus_is_ready_in_time(experiment):
     start = time.monotonic()
-    data = prepare(experiment(train="embedded", vocab_size=4096, source_length=128), quiet=True)
+    data = prepare(experiment(train="embedded", vocab_size=4096, sequence_length=128), quiet=True)
     assert time.monotonic() - start < 100  # about 10 s on two cores
     assert data.tokenizer.vocab_size == 4096
     assert len(data.train) > 5000
     assert len(data.validation) > 64
     start = time.monotonic()
-    prepare(experiment(train="embedded", vocab_size=4096, source_length=128), quiet=True)
+    prepare(experiment(train="embedded", vocab_size=4096, sequence_length=128), quiet=True)
     assert time.monotonic() - start < 10

@@ -16,7 +16,7 @@ def recipe(tmp_path, sources):
     path = tmp_path / "small.yaml"
     path.write_text(
         f"run: {{cache: {tmp_path}/cache}}\n"
-        f"data: {{train: {sources}, glob: '**/*.py', vocab_size: 800, source_length: 32}}\n"
+        f"data: {{train: {sources}, glob: '**/*.py', vocab_size: 800, sequence_length: 32}}\n"
     )
     return str(path)
 

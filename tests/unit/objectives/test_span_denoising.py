@@ -144,7 +144,7 @@ def test_too_few_sentinels_name_the_key():
 
 
 def test_too_short_a_source_names_the_key():
-    with pytest.raises(ConfigError, match=r"^data\.source_length: 2 "):
+    with pytest.raises(ConfigError, match=r"^data\.sequence_length: 2 "):
         objective(2)
 
 
