@@ -52,6 +52,10 @@ class Registry(Generic[T]):
         """Build the implementation that belongs to `config`."""
         return self.of(config)(config, *args, **kwargs)  # type: ignore[operator]
 
+    def config(self, kind: str) -> type[Section]:
+        """The typed config of a kind."""
+        return self._entries[kind][0]
+
     def kinds(self) -> list[str]:
         return sorted(self._entries)
 

@@ -12,7 +12,7 @@ from pretrain.config.schema import Experiment
 from pretrain.data.loader import Batch
 from pretrain.models.layer_list import LayerList
 from pretrain.models.layers import ModelSpec
-from pretrain.objectives.cross_entropy import count_targets, cross_entropy_sum
+from pretrain.objectives.cross_entropy import TokenLoss, count_targets
 from pretrain.parallel.optimizer import adamw
 
 ADAMW: dict[str, dict[str, Any]] = {"default": {}, "foreach": {"foreach": True}, "fused": {"fused": True}}
@@ -40,6 +40,7 @@ class PlainLoop:
     def __init__(self, experiment: Experiment, spec: ModelSpec, device: torch.device, optimizer: str = "default"):
         train, config = experiment.train, experiment.optimizer
         self.spec, self.device, self.clip_norm = spec, device, config.clip_norm
+        self.loss = TokenLoss(experiment.loss.label_smoothing, experiment.loss.z_loss)
         self.layers = LayerList(spec, seed=train.seed, checkpoint_every=train.activation_checkpointing).to(device)
         self.bf16 = train.precision == "bf16"
         groups = [
@@ -58,7 +59,7 @@ class PlainLoop:
             batch = {key: tensor.to(self.device, non_blocking=True) for key, tensor in batch.items()}
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 (logits,) = self.layers(self.spec.state(batch))
-            loss = cross_entropy_sum(logits, batch["labels"]) / targets
+            loss = self.loss.sum(logits, batch["labels"]) / targets
             loss.backward()
             total += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.layers.parameters(), self.clip_norm or float("inf"))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from pretrain.blocks.base import Block, BlockPlace
-from pretrain.blocks.init import xavier_normal
-from pretrain.blocks.norms import BASE_EPS
+from pretrain.blocks.base import BlockPlace
 from pretrain.blocks.registry import BLOCKS
+from pretrain.blocks.sequential import Branch, SequentialBlock
 from pretrain.registry import Section
 
 
@@ -38,17 +36,26 @@ def deepnorm_constants(stack: str, encoder_layers: int, decoder_layers: int) -> 
 
 
 @BLOCKS.register(DeepNormConfig)
-class DeepNormBlock(Block):
+class DeepNormBlock(SequentialBlock):
     """Xavier with gain beta on v_proj, out_proj and both FFN matrices, gain 1 on q_proj and k_proj.
 
-    The norms' eps is alpha^2 * 1e-5: then LN(alpha x + G(x)) with it equals LN(x + G(x) / alpha) with 1e-5, so
-    dividing the output projections by alpha turns the model into a plain Post-LN one, exactly.
+    The norms' eps is alpha^2 * model.norm_eps: then LN(alpha x + G(x)) with it equals LN(x + G(x) / alpha) with
+    model.norm_eps, so dividing the output projections by alpha turns the model into a plain Post-LN one, exactly.
     """
+
+    @classmethod
+    def objection(cls, config: Any, model: Any) -> str | None:
+        if model.init_std is None:
+            return None
+        return (
+            f"model.init_std = {model.init_std} does not go with model.block.kind = {config.kind}, whose gains are "
+            "Xavier's times beta; set model.init_std=null"
+        )
 
     def __init__(self, config: DeepNormConfig, place: BlockPlace):
         alpha, beta = deepnorm_constants(place.stack, place.encoder_layers, place.decoder_layers)
-        super().__init__(place, branch_init=xavier_normal(gain=beta), norm_eps=alpha**2 * BASE_EPS)
+        super().__init__(place, branch_init=place.init(gain=beta), eps_factor=alpha**2)
         self.alpha = alpha
 
-    def sublayer(self, x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
+    def sublayer(self, x: Tensor, norm: nn.Module, branch: Branch) -> Tensor:
         return norm(self.alpha * x + branch(x))

@@ -17,6 +17,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
 }
+GATED = {"swiglu": "silu", "geglu": "gelu"}
+"""Gated networks (Shazeer 2020, arXiv 2002.05202) by the activation of their gate."""
 
 
 class FeedForward(nn.Module):
@@ -30,3 +32,25 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.activation(self.fc1(x)))
+
+
+class GatedFeedForward(nn.Module):
+    """FFN(x) = fc2(activation(gate(x)) * fc1(x)); three matrices of inner width ffn_size (Shazeer 2020, eq. 6)."""
+
+    def __init__(self, hidden_size: int, ffn_size: int, activation: str, init: Initialiser, bias: bool = True):
+        super().__init__()
+        self.gate = Linear(hidden_size, ffn_size, init, bias)
+        self.fc1 = Linear(hidden_size, ffn_size, init, bias)
+        self.fc2 = Linear(ffn_size, hidden_size, init, bias)
+        self.activation = ACTIVATIONS[GATED[activation]]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.gate(x)) * self.fc1(x))
+
+
+def feed_forward(
+    hidden_size: int, ffn_size: int, activation: str, init: Initialiser, bias: bool = True
+) -> FeedForward | GatedFeedForward:
+    """The network of an activation's name: gated for swiglu and geglu."""
+    network = GatedFeedForward if activation in GATED else FeedForward
+    return network(hidden_size, ffn_size, activation, init, bias)

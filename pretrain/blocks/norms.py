@@ -23,3 +23,20 @@ class LayerNorm(nn.LayerNorm):
     def initialise(self, generator: GeneratorFor) -> None:
         self.weight.fill_(1.0)
         self.bias.zero_()
+
+
+class RMSNorm(nn.RMSNorm):
+    """g * x / sqrt(mean(x^2) + eps) over the last dimension (Zhang & Sennrich 2019); gain one at the start."""
+
+    def __init__(self, hidden_size: int, eps: float = BASE_EPS):
+        super().__init__(hidden_size, eps=eps)
+
+    def reset_parameters(self) -> None:
+        """Nothing: `initialise` sets the parameters."""
+
+    @torch.no_grad()
+    def initialise(self, generator: GeneratorFor) -> None:
+        self.weight.fill_(1.0)
+
+
+NORMS: dict[str, type[LayerNorm] | type[RMSNorm]] = {"layer_norm": LayerNorm, "rms_norm": RMSNorm}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor, nn
 
-from pretrain.blocks.base import Block, BlockPlace
+from pretrain.blocks.base import BlockPlace
 from pretrain.blocks.registry import BLOCKS
+from pretrain.blocks.sequential import Branch, SequentialBlock
 from pretrain.registry import Section
 
 
@@ -19,7 +19,7 @@ class PostLNConfig(Section):
 
 
 @BLOCKS.register(PostLNConfig)
-class PostLNBlock(Block):
+class PostLNBlock(SequentialBlock):
     """Xavier with gain 1 everywhere."""
 
     alpha = 1.0
@@ -27,5 +27,5 @@ class PostLNBlock(Block):
     def __init__(self, config: PostLNConfig, place: BlockPlace):
         super().__init__(place)
 
-    def sublayer(self, x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
+    def sublayer(self, x: Tensor, norm: nn.Module, branch: Branch) -> Tensor:
         return norm(x + branch(x))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor, nn
 
-from pretrain.blocks.base import Block, BlockPlace
+from pretrain.blocks.base import BlockPlace
 from pretrain.blocks.registry import BLOCKS
+from pretrain.blocks.sequential import Branch, SequentialBlock
 from pretrain.registry import Section
 
 
@@ -19,7 +19,7 @@ class PreLNConfig(Section):
 
 
 @BLOCKS.register(PreLNConfig)
-class PreLNBlock(Block):
+class PreLNBlock(SequentialBlock):
     """Xavier with gain 1 everywhere."""
 
     final_norm = True
@@ -27,5 +27,5 @@ class PreLNBlock(Block):
     def __init__(self, config: PreLNConfig, place: BlockPlace):
         super().__init__(place)
 
-    def sublayer(self, x: Tensor, norm: nn.Module, branch: Callable[[Tensor], Tensor]) -> Tensor:
+    def sublayer(self, x: Tensor, norm: nn.Module, branch: Branch) -> Tensor:
         return x + branch(norm(x))

@@ -5,16 +5,17 @@ To add a check, write a function like those below and put it into `CHECKS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from pretrain.blocks.registry import BLOCKS
 from pretrain.config.schema import Experiment
 from pretrain.errors import ConfigError
+from pretrain.objectives.registry import OBJECTIVES
+from pretrain.objectives.tokens import BYTE_PIECES, MARKS, reserved_pieces
 from pretrain.schedules.registry import SCHEDULES
-
-BYTE_PIECES, MARKS = 256, 4  # of every tokenizer: one piece a byte; pad, unknown, begin, end
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,67 @@ def heads_divide_width(experiment: Experiment, machine: Machine) -> None:
         raise ConfigError(
             f"model.hidden_size = {hidden_size} is not a multiple of model.num_heads = {num_heads}; "
             f"set model.num_heads to {_nearest(good, num_heads)}"
+        )
+
+
+def depth_fits_family(experiment: Experiment, machine: Machine) -> None:
+    model = experiment.model
+    for stack, depth in (("encoder", model.encoder_layers), ("decoder", model.decoder_layers)):
+        key, has = f"model.{stack}_layers", stack in model.family
+        if has and depth == 0:
+            raise ConfigError(f"{key} = 0, but model.family = {model.family} has this stack; set {key} to 1 or more")
+        if not has and depth:
+            raise ConfigError(
+                f"{key} = {depth}, but model.family = {model.family} has no {stack}; set {key}=0, or "
+                "another model.family"
+            )
+
+
+def block_fits_model(experiment: Experiment, machine: Machine) -> None:
+    model = experiment.model
+    block: Any = model.block
+    design = BLOCKS.of(block)
+    if model.family not in design.families:
+        raise ConfigError(
+            f"model.block.kind = {block.kind} has no meaning in model.family = {model.family}; set model.family to "
+            f"{_or(design.families)}, or another model.block.kind"
+        )
+    objection = design.objection(block, model)
+    if objection:
+        raise ConfigError(objection)
+
+
+def objective_fits_family(experiment: Experiment, machine: Machine) -> None:
+    objective: Any = experiment.objective
+    families = OBJECTIVES.of(objective).families
+    if experiment.model.family not in families:
+        fitting = [kind for kind in OBJECTIVES.kinds() if experiment.model.family in OBJECTIVES[kind].families]
+        raise ConfigError(
+            f"objective.kind = {objective.kind} trains model.family = {_or(families)}, not {experiment.model.family}; "
+            f"set objective.kind to {_or(fitting)}"
+        )
+
+
+def document_mask_has_meaning(experiment: Experiment, machine: Machine) -> None:
+    objective: Any = experiment.objective
+    if experiment.data.document_mask and not OBJECTIVES.of(objective).maskable:
+        raise ConfigError(
+            f"data.document_mask = true does not go with objective.kind = {objective.kind}, whose noise reaches over "
+            "the ends of documents; set data.document_mask=false"
+        )
+
+
+def positions_fit_width(experiment: Experiment, machine: Machine) -> None:
+    model = experiment.model
+    if model.positions == "rotary" and model.hidden_size // model.num_heads % 2:
+        raise ConfigError(
+            f"model.positions = rotary turns pairs, and model.hidden_size / model.num_heads = "
+            f"{model.hidden_size // model.num_heads} is odd; choose an even head size, or model.positions=learned"
+        )
+    if model.positions == "sinusoidal" and model.hidden_size % 2:
+        raise ConfigError(
+            f"model.positions = sinusoidal needs an even model.hidden_size, not {model.hidden_size}; set an even "
+            "one, or model.positions=learned"
         )
 
 
@@ -160,11 +222,11 @@ def tokenizer_exists(experiment: Experiment, machine: Machine) -> None:
 
 def vocabulary_has_room(experiment: Experiment, machine: Machine) -> None:
     sentinels = getattr(experiment.objective, "sentinels", 0)
-    least = MARKS + sentinels + BYTE_PIECES + 1
+    least = reserved_pieces(sentinels) + 1
     if experiment.data.tokenizer == "auto" and experiment.data.vocab_size < least:
         raise ConfigError(
             f"data.vocab_size = {experiment.data.vocab_size} leaves no piece for text beside {MARKS} marks, "
-            f"{sentinels} sentinels and {BYTE_PIECES} bytes; set data.vocab_size to more than {least}"
+            f"{sentinels} sentinels and {BYTE_PIECES} bytes; set data.vocab_size to {least} or more"
         )
 
 
@@ -181,6 +243,10 @@ def _layers(experiment: Experiment) -> int:
     return experiment.model.encoder_layers + experiment.model.decoder_layers
 
 
+def _or(values: Iterable[str]) -> str:
+    return " or ".join(sorted(values))
+
+
 def _nearest(good: list[int], wanted: int) -> str:
     """Return the one or two allowed values around `wanted`, in words."""
     below = [value for value in good if value < wanted][-1:]
@@ -190,6 +256,11 @@ def _nearest(good: list[int], wanted: int) -> str:
 
 CHECKS: tuple[Callable[[Experiment, Machine], None], ...] = (
     heads_divide_width,
+    depth_fits_family,
+    block_fits_model,
+    objective_fits_family,
+    document_mask_has_meaning,
+    positions_fit_width,
     stages_have_layers,
     stages_divide_processes,
     zero_fits_pipeline,

@@ -5,14 +5,16 @@ Keys are documented by the text below them; `docs/configuration.md` is generated
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 import pretrain.blocks  # registers the block kinds
 import pretrain.objectives  # registers the objective kinds
 import pretrain.schedules  # noqa: F401  (registers the schedule kinds; F401 marks the last such import only)
+from pretrain.blocks.norms import BASE_EPS
 from pretrain.blocks.registry import BLOCKS
 from pretrain.objectives.registry import OBJECTIVES
 from pretrain.registry import Section
@@ -27,6 +29,8 @@ BlockChoice = BLOCKS.config_union()
 ObjectiveChoice = OBJECTIVES.config_union()
 ScheduleChoice = SCHEDULES.config_union()
 
+DEFAULT_DEPTH = 6
+
 
 class RunSection(Section):
     """Where a run lives and what it is called."""
@@ -40,28 +44,62 @@ class RunSection(Section):
 class ModelSection(Section):
     """The network."""
 
-    family: Literal["encoder_decoder"] = "encoder_decoder"
-    """Which stacks the model has."""
-    encoder_layers: PositiveInt = 6
-    """Layers of the encoder (N in DeepNet)."""
-    decoder_layers: PositiveInt = 6
-    """Layers of the decoder (M in DeepNet)."""
+    family: Literal["encoder_decoder", "decoder", "encoder"] = "encoder_decoder"
+    """Which stacks the model has: an encoder and a decoder, a decoder alone (GPT), an encoder alone (BERT)."""
+    encoder_layers: NonNegativeInt = 0
+    """Layers of the encoder (N in DeepNet); 6 if not stated, 0 where the family has none."""
+    decoder_layers: NonNegativeInt = 0
+    """Layers of the decoder (M in DeepNet); 6 if not stated, 0 where the family has none."""
     hidden_size: PositiveInt = 512
     """Width d of the residual stream."""
     num_heads: PositiveInt = 8
     """Attention heads; must divide hidden_size."""
     ffn_size: PositiveInt = 2048
     """Inner width of the feed-forward network."""
-    activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "relu"
-    """Activation of the feed-forward network."""
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu", "swiglu", "geglu"] = "relu"
+    """Activation of the feed-forward network; swiglu and geglu are gated, with a third matrix of ffn_size."""
+    norm: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    """Every norm of the model; rms_norm has no bias."""
+    norm_eps: PositiveFloat = BASE_EPS
+    """Epsilon of the norms; those of DeepNorm's blocks have alpha^2 times it. Native Bart and OPT have 1e-5 alone."""
+    bias: bool = True
+    """Biases on the blocks' projections."""
+    qk_norm: bool = False
+    """A norm over each head's q and k before their product (ViT-22B), against attention logits that grow."""
+    positions: Literal["learned", "sinusoidal", "rotary"] = "learned"
+    """Learned or sinusoidal positions are added to the embedding; rotary ones turn q and k of self-attention."""
+    init_std: PositiveFloat | None = None
+    """Standard deviation of all weights and embeddings at the start (GPT, BERT: 0.02); null: Xavier, as the block says,
+    and 1/sqrt(hidden_size) for embeddings."""
+    embedding_gradient_shrink: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the gradient that reaches the token embedding through the input (GLM-130B: 0.1); 1 leaves it."""
     dropout: Probability = 0.0
     """Dropout on every branch's output before the residual sum; keyed by (seed, step, sample, layer)."""
     embedding_norm: bool = True
     """LayerNorm on the summed embeddings. Native Bart export needs it."""
     tie_embeddings: bool = True
     """The output projection is the token embedding."""
-    block: BlockChoice = Field(default_factory=lambda: BLOCKS.config_types()[0]())  # type: ignore[valid-type]
+    block: BlockChoice = Field(default_factory=BLOCKS.config("deepnorm"))  # type: ignore[valid-type]
     """The block design and its own keys; chosen by `kind`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _depths(cls, values: Any) -> Any:
+        """A stack that the family has gets its default depth; one that it has not, none."""
+        if not isinstance(values, Mapping):
+            return values
+        family = values.get("family", "encoder_decoder")
+        stacks = [stack for stack in ("encoder", "decoder") if stack in str(family)]
+        return {f"{stack}_layers": DEFAULT_DEPTH for stack in stacks} | dict(values)
+
+
+class LossSection(Section):
+    """What is added to plain cross-entropy in training; validation_loss is always plain."""
+
+    label_smoothing: Probability = 0.0
+    """Share of a label's weight that is spread evenly over the vocabulary (Szegedy et al. 2016)."""
+    z_loss: NonNegativeFloat = 0.0
+    """Factor of log(sum exp(logits))^2 a token (PaLM: 1e-4); keeps the logits from drifting."""
 
 
 class DataSection(Section):
@@ -177,13 +215,14 @@ class Experiment(Section):
     """Name of the run; letters, digits, dot, dash, underscore."""
     run: RunSection = RunSection()
     model: ModelSection = Field(default_factory=ModelSection)
-    objective: ObjectiveChoice = Field(default_factory=lambda: OBJECTIVES.config_types()[0]())  # type: ignore[valid-type]
+    objective: ObjectiveChoice = Field(default_factory=OBJECTIVES.config("span_denoising"))  # type: ignore[valid-type]
     """The objective and its own keys; chosen by `kind`."""
+    loss: LossSection = LossSection()
     data: DataSection = DataSection()
     batch: BatchSection = BatchSection()
     parallel: ParallelSection = ParallelSection()
     optimizer: OptimizerSection = OptimizerSection()
-    schedule: ScheduleChoice = Field(default_factory=lambda: SCHEDULES.config_types()[0]())  # type: ignore[valid-type]
+    schedule: ScheduleChoice = Field(default_factory=SCHEDULES.config_types()[0])  # type: ignore[valid-type]
     """The learning-rate schedule and its own keys; chosen by `kind`."""
     train: TrainSection = TrainSection()
     evaluation: EvaluationSection = EvaluationSection()

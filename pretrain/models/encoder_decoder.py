@@ -1,28 +1,33 @@
 """The encoder-decoder family: [encoder embeddings, N encoder layers, decoder embeddings, M decoder layers, head].
 
 The raw target ids travel through the encoder as integers and are embedded at the border, so that the encoder's
-stages carry one floating tensor only.
+stages carry one floating tensor only. Where samples are segmented, the target's mask travels with them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-import pretrain.blocks  # noqa: F401  (registers the block kinds)
-from pretrain.blocks.base import BlockPlace, Streams, dropout_key
-from pretrain.blocks.dropout import KeyedDropout
-from pretrain.blocks.embeddings import LearnedPositions, Table
-from pretrain.blocks.norms import LayerNorm
+from pretrain.blocks.base import Streams
+from pretrain.blocks.masks import padding_mask, segment_mask
 from pretrain.blocks.registry import BLOCKS
 from pretrain.config.schema import ModelSection
 from pretrain.models.layers import LayerSpec, ModelSpec, State
-
-TOKENS = "token_embedding"
-OUTPUT = "output_projection"
+from pretrain.models.parts import (
+    TOKENS,
+    Embeddings,
+    LayerCosts,
+    block,
+    final_norm,
+    normalise,
+    output_key,
+    project,
+    tables,
+)
 
 
 class EncoderState(NamedTuple):
@@ -31,7 +36,7 @@ class EncoderState(NamedTuple):
     hidden: Tensor
     """[B, S, d]"""
     source_mask: Tensor
-    """int64 [B, S], 1 for real tokens"""
+    """int64 [B, S], see `blocks.masks`"""
     decoder_input_ids: Tensor
     """int64 [B, T]"""
     sample_key: Tensor
@@ -58,85 +63,72 @@ class OutputState(NamedTuple):
     """[B, T, d]"""
 
 
-def visible(mask: Tensor) -> Tensor:
-    """int [B, S] -> bool [B, 1, 1, S] for attention over the keys."""
-    return (mask != 0)[:, None, None, :]
-
-
-class Embeddings(nn.Module):
-    """LN(tokens + positions), dropout; the norm is optional."""
-
-    def __init__(self, config: ModelSection, stack: str, length: int):
-        super().__init__()
-        self.positions = LearnedPositions(length, config.hidden_size)
-        self.norm = LayerNorm(config.hidden_size) if config.embedding_norm else nn.Identity()
-        self.dropout = KeyedDropout(config.dropout, dropout_key(f"{stack}.embeddings", 0))
-
-    def forward(self, ids: Tensor, tokens: Tensor, sample_key: Tensor) -> Tensor:
-        """ids [B, T], tokens [V, d] -> [B, T, d]."""
-        x = F.embedding(ids, tokens) + self.positions(ids.shape[1])
-        return self.dropout(self.norm(x), sample_key)
-
-
 def embed_source(embeddings: nn.Module, state: State, tokens: Tensor) -> State:
     """(input_ids, attention_mask, decoder_input_ids, sample_key) -> EncoderState."""
     input_ids, source_mask, decoder_input_ids, sample_key = state
-    hidden = embeddings(input_ids, tokens, sample_key)
+    hidden = embeddings(input_ids, None, tokens, sample_key)
     return tuple(EncoderState(hidden, source_mask, decoder_input_ids, sample_key))
 
 
-def encode(block: nn.Module, state: State) -> State:
+def encode(layer: nn.Module, state: State) -> State:
     """EncoderState -> EncoderState."""
     x = EncoderState(*state)
-    hidden = block(x.hidden, Streams(x.sample_key, mask=visible(x.source_mask)))
+    hidden = layer(x.hidden, Streams(x.sample_key, mask=padding_mask(x.source_mask)))
     return tuple(x._replace(hidden=hidden))
 
 
 def embed_target(embeddings: nn.Module, state: State, tokens: Tensor) -> State:
     """EncoderState -> DecoderState: the encoder's output becomes the memory."""
     x = EncoderState(*state)
-    hidden = embeddings(x.decoder_input_ids, tokens, x.sample_key)
+    hidden = embeddings(x.decoder_input_ids, None, tokens, x.sample_key)
     return tuple(DecoderState(hidden, x.hidden, x.source_mask, x.sample_key))
 
 
-def decode(block: nn.Module, state: State) -> State:
+def decode(layer: nn.Module, state: State) -> State:
     """DecoderState -> DecoderState."""
     x = DecoderState(*state)
-    hidden = block(x.hidden, Streams(x.sample_key, memory=x.memory, memory_mask=visible(x.source_mask)))
+    hidden = layer(x.hidden, Streams(x.sample_key, memory=x.memory, memory_mask=padding_mask(x.source_mask)))
     return tuple(x._replace(hidden=hidden))
 
 
-def decode_last(block: nn.Module, state: State) -> State:
-    """DecoderState -> OutputState: a floating tensor nobody reads would cross a stage without a gradient."""
-    return tuple(OutputState(DecoderState(*decode(block, state)).hidden))
+# The same with documents packed into a sample: the target's mask is the last of the state.
 
 
-def normalise(norm: nn.Module, state: State) -> State:
-    """The norm that ends a stack of Pre-LN blocks: normalises the hidden state, the rest passes."""
-    return (norm(state[0]), *state[1:])
+def embed_source_segments(embeddings: nn.Module, state: State, tokens: Tensor) -> State:
+    """(input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, sample_key) -> (*EncoderState, mask)."""
+    input_ids, source_mask, decoder_input_ids, target_mask, sample_key = state
+    hidden = embeddings(input_ids, source_mask, tokens, sample_key)
+    return (*EncoderState(hidden, source_mask, decoder_input_ids, sample_key), target_mask)
 
 
-def project(_: nn.Module, state: State, output: Tensor) -> State:
-    """OutputState -> (logits [B, T, V],): hidden times the transposed output matrix [V, d], no bias."""
-    return (F.linear(OutputState(*state).hidden, output),)
+def encode_segments(layer: nn.Module, state: State) -> State:
+    x = EncoderState(*state[:-1])
+    hidden = layer(x.hidden, Streams(x.sample_key, segment_mask(x.source_mask, x.source_mask, causal=False)))
+    return (*x._replace(hidden=hidden), state[-1])
 
 
-def _block(config: ModelSection, stack: str, index: int) -> nn.Module:
-    place = BlockPlace(
-        stack=stack,  # type: ignore[arg-type]
-        index=index,
-        encoder_layers=config.encoder_layers,
-        decoder_layers=config.decoder_layers,
-        hidden_size=config.hidden_size,
-        num_heads=config.num_heads,
-        ffn_size=config.ffn_size,
-        activation=config.activation,
-        dropout=config.dropout,
-    )
-    return BLOCKS.build(config.block, place)
+def embed_target_segments(embeddings: nn.Module, state: State, tokens: Tensor) -> State:
+    x, target_mask = EncoderState(*state[:-1]), state[-1]
+    hidden = embeddings(x.decoder_input_ids, target_mask, tokens, x.sample_key)
+    return (*DecoderState(hidden, x.hidden, x.source_mask, x.sample_key), target_mask)
 
 
-def encoder_decoder(config: ModelSection, vocab_size: int, source_length: int, target_length: int) -> ModelSpec:
+def decode_segments(layer: nn.Module, state: State) -> State:
+    x, target_mask = DecoderState(*state[:-1]), state[-1]
+    own = segment_mask(target_mask, target_mask, causal=True)
+    cross = segment_mask(target_mask, x.source_mask, causal=False)
+    hidden = layer(x.hidden, Streams(x.sample_key, own, x.memory, cross))
+    return (*x._replace(hidden=hidden), target_mask)
+
+
+def hand_over(step: Callable[[nn.Module, State], State], layer: nn.Module, state: State) -> State:
+    """The last decoder layer: a floating tensor nobody reads would cross a stage without a gradient."""
+    return tuple(OutputState(step(layer, state)[0]))
+
+
+def encoder_decoder(
+    config: ModelSection, vocab_size: int, source_length: int, target_length: int, segmented: bool = False
+) -> ModelSpec:
     """The family's descriptors.
 
     Args:
@@ -144,54 +136,31 @@ def encoder_decoder(config: ModelSection, vocab_size: int, source_length: int, t
         vocab_size: V, rows of the token embedding.
         source_length: S, positions of the encoder.
         target_length: T, positions of the decoder.
+        segmented: the masks tell packed documents apart.
     """
-    d, last = config.hidden_size, config.decoder_layers - 1
-    costs = LayerCosts(config, source_length, target_length)
-    norms = BLOCKS.of(config.block).final_norm
-
-    encoder = [
-        LayerSpec(
-            "encoder.embeddings", partial(Embeddings, config, "encoder", source_length), embed_source, tie_key=TOKENS
-        )
-    ]
+    last, norms = config.decoder_layers - 1, BLOCKS.of(config.block).final_norm
+    costs = LayerCosts(config, vocab_size, source_length, target_length)
+    source = partial(Embeddings, config, "encoder", source_length, segmented)
+    target = partial(Embeddings, config, "decoder", target_length, segmented)
+    step = encode_segments if segmented else encode
+    enter = embed_source_segments if segmented else embed_source
+    encoder = [LayerSpec("encoder.embeddings", source, enter, tie_key=TOKENS)]
     for i in range(config.encoder_layers):
-        encoder.append(
-            LayerSpec(f"encoder.layers.{i}", partial(_block, config, "encoder", i), encode, costs.encoder, 2)
-        )
-    decoder = [
-        LayerSpec(
-            "decoder.embeddings", partial(Embeddings, config, "decoder", target_length), embed_target, tie_key=TOKENS
-        )
-    ]
+        encoder.append(LayerSpec(f"encoder.layers.{i}", partial(block, config, "encoder", i), step, costs.encoder, 2))
+    step = decode_segments if segmented else decode
+    enter = embed_target_segments if segmented else embed_target
+    decoder = [LayerSpec("decoder.embeddings", target, enter, tie_key=TOKENS)]
     for i in range(config.decoder_layers):
-        apply = decode_last if i == last else decode
-        decoder.append(LayerSpec(f"decoder.layers.{i}", partial(_block, config, "decoder", i), apply, costs.decoder, 3))
+        apply = partial(hand_over, step) if i == last else step
+        decoder.append(LayerSpec(f"decoder.layers.{i}", partial(block, config, "decoder", i), apply, costs.decoder, 3))
     if norms:
-        encoder.append(LayerSpec("encoder.final_norm", partial(LayerNorm, d), normalise))
-        decoder.append(LayerSpec("decoder.final_norm", partial(LayerNorm, d), normalise))
-
-    shared = {TOKENS: partial(Table, vocab_size, d)}
-    if not config.tie_embeddings:
-        shared[OUTPUT] = partial(Table, vocab_size, d)
-    output = TOKENS if config.tie_embeddings else OUTPUT
-    head = LayerSpec("head", nn.Identity, project, cost=2.0 * target_length * vocab_size * d, tie_key=output)
+        encoder.append(LayerSpec("encoder.final_norm", partial(final_norm, config), normalise))
+        decoder.append(LayerSpec("decoder.final_norm", partial(final_norm, config), normalise))
+    head = LayerSpec("head", nn.Identity, project, costs.head, tie_key=output_key(config))
+    inputs = ("input_ids", "attention_mask", "decoder_input_ids", "sample_key")
     return ModelSpec(
         layers=(*encoder, *decoder, head),
-        shared=shared,
-        inputs=("input_ids", "attention_mask", "decoder_input_ids", "sample_key"),
+        shared=tables(config, vocab_size),
+        inputs=(*inputs[:-1], "decoder_attention_mask", inputs[-1]) if segmented else inputs,
         preferred_cuts=(len(encoder),),
     )
-
-
-class LayerCosts:
-    """Forward FLOPs a sample of one encoder and one decoder layer (2 a multiply-add; norms and softmax left out)."""
-
-    def __init__(self, config: ModelSection, source_length: int, target_length: int):
-        d, f, S, T = config.hidden_size, config.ffn_size, source_length, target_length
-        self.encoder = 2.0 * S * (4 * d * d + 2 * d * f) + 4.0 * S * S * d
-        self.decoder = (
-            2.0 * T * (4 * d * d + 2 * d * f)
-            + 4.0 * T * T * d
-            + 2.0 * (2 * T + 2 * S) * d * d  # cross-attention: q and out on T, k and v on S
-            + 4.0 * T * S * d
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from pretrain.blocks.embeddings import Table
-from pretrain.blocks.norms import LayerNorm
+from pretrain.blocks.norms import NORMS
 
 
 def parameter_roles(module: nn.Module) -> dict[str, str]:
@@ -17,7 +17,7 @@ def parameter_roles(module: nn.Module) -> dict[str, str]:
     for path, owner in module.named_modules():
         for name, parameter in owner.named_parameters(recurse=False):
             full = f"{path}.{name}" if path else name
-            if isinstance(owner, LayerNorm):
+            if isinstance(owner, tuple(NORMS.values())):
                 roles[full] = "norms"
             elif isinstance(owner, Table):
                 roles[full] = "embeddings"

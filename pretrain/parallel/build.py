@@ -13,6 +13,7 @@ import torch
 from pretrain.config.schema import Experiment
 from pretrain.models.layer_list import LayerList
 from pretrain.models.layers import ModelSpec
+from pretrain.objectives.cross_entropy import TokenLoss
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.optimizer import adamw
 from pretrain.parallel.partition import stage_bounds
@@ -80,14 +81,15 @@ def build_engine(
         LayerList, spec, seed=seed, checkpoint_every=experiment.train.activation_checkpointing
     )
     optimizer = partial(adamw, config=experiment.optimizer)
+    loss = TokenLoss(experiment.loss.label_smoothing, experiment.loss.z_loss)
     if experiment.parallel.pipeline_stages == 1:
         from pretrain.parallel.plain import PlainEngine
 
         layers = build()
         if accelerator() == "cuda":
             layers = layers.to(torch.device("cuda", torch.cuda.current_device()))
-        return PlainEngine(spec, layers, optimizer(layers), deepspeed_config)
+        return PlainEngine(spec, layers, optimizer(layers), deepspeed_config, loss)
     from pretrain.parallel.pipeline import PipelineEngine
 
     bounds = [0, *(row.stop for row in stage_table(experiment, spec))]
-    return PipelineEngine(spec, bounds, build, optimizer, deepspeed_config)
+    return PipelineEngine(spec, bounds, build, optimizer, deepspeed_config, loss)

@@ -15,16 +15,10 @@ from torch import Tensor, nn
 
 from pretrain.models.layer_list import LayerList
 from pretrain.models.layers import ModelSpec, State
-from pretrain.objectives.cross_entropy import count_targets, cross_entropy_sum
+from pretrain.objectives.cross_entropy import TokenLoss, count_targets
 from pretrain.parallel import collectives
 from pretrain.parallel.engine import Batch, StepResult
 from pretrain.parallel.zero_engine import ZeroEngine
-
-
-def scaled_loss(output: State, labels: tuple[Tensor, Tensor]) -> Tensor:
-    """Summed cross-entropy of one micro-batch times its scale; labels are (label ids [B, T], scale)."""
-    (logits,), (ids, scale) = output, labels
-    return cross_entropy_sum(logits, ids) * scale
 
 
 class Stage(PipelineModule):
@@ -34,11 +28,17 @@ class Stage(PipelineModule):
     built, tied weights are those that the descriptors name, and recomputation is the LayerList's.
     """
 
-    def __init__(self, spec: ModelSpec, bounds: Sequence[int], build: Callable[[int, int], LayerList]):
+    def __init__(self, spec: ModelSpec, bounds: Sequence[int], build: Callable[[int, int], LayerList], loss: TokenLoss):
         self.spec = spec
         self.parts = list(bounds)
         self._build_layers = build
-        super().__init__(layers=spec.layers, num_stages=len(bounds) - 1, loss_fn=scaled_loss)
+        self._loss = loss
+        super().__init__(layers=spec.layers, num_stages=len(bounds) - 1, loss_fn=self.scaled_loss)
+
+    def scaled_loss(self, output: State, labels: tuple[Tensor, Tensor]) -> Tensor:
+        """Summed loss of one micro-batch times its scale, plain in evaluation; labels are (label ids [B, T], scale)."""
+        (logits,), (ids, scale) = output, labels
+        return (self._loss if self.training else TokenLoss()).sum(logits, ids) * scale
 
     def _partition_layers(self, method: str = "uniform") -> None:
         self._set_bounds(start=self.parts[self.stage_id], stop=self.parts[self.stage_id + 1])
@@ -118,6 +118,7 @@ class PipelineEngine(ZeroEngine):
         build: (start, stop) -> this stage's layers, built and initialised.
         optimizer: makes the optimizer for a module's parameters.
         config: the complete DeepSpeed configuration.
+        loss: what training minimises.
     """
 
     def __init__(
@@ -127,9 +128,10 @@ class PipelineEngine(ZeroEngine):
         build: Callable[[int, int], LayerList],
         optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         config: dict[str, Any],
+        loss: TokenLoss,
     ):
         self.spec = spec
-        module = Stage(spec, bounds, build)
+        module = Stage(spec, bounds, build, loss)
         self.layers = module.layers
         mpu = module.mpu()
         engine = JointBackwardEngine(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pretrain.models.layer_list import LayerList
 from pretrain.models.layers import ModelSpec, State
-from pretrain.objectives.cross_entropy import count_targets, cross_entropy_sum
+from pretrain.objectives.cross_entropy import TokenLoss, count_targets
 from pretrain.parallel import collectives
 from pretrain.parallel.engine import Batch, StepResult
 from pretrain.parallel.zero_engine import ZeroEngine
@@ -35,14 +35,23 @@ class PlainEngine(ZeroEngine):
         layers: all of its layers, built and initialised.
         optimizer: over the layers' parameters.
         config: the complete DeepSpeed configuration.
+        loss: what training minimises.
     """
 
     stage, num_stages = 0, 1
 
-    def __init__(self, spec: ModelSpec, layers: LayerList, optimizer: torch.optim.Optimizer, config: dict[str, Any]):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        layers: LayerList,
+        optimizer: torch.optim.Optimizer,
+        config: dict[str, Any],
+        loss: TokenLoss,
+    ):
         import deepspeed
 
         self.spec = spec
+        self.loss = loss
         self.layers = layers
         engine, *_ = deepspeed.initialize(
             model=_Module(layers), optimizer=optimizer, config=config, dist_init_required=False
@@ -51,10 +60,10 @@ class PlainEngine(ZeroEngine):
         self.rank = self.data_parallel_rank = collectives.rank()
         self.data_parallel_size = collectives.world_size()
 
-    def _summed_loss(self, batch: Batch) -> Tensor:
+    def _summed_loss(self, batch: Batch, loss: TokenLoss) -> Tensor:
         batch = {key: tensor.to(self.device, non_blocking=True) for key, tensor in batch.items()}
         (logits,) = self.deepspeed(self.spec.state(batch))
-        return cross_entropy_sum(logits, batch["labels"])
+        return loss.sum(logits, batch["labels"])
 
     def train_step(self, micro_batches: Sequence[Batch], lr: float) -> StepResult:
         self.deepspeed.train()
@@ -66,7 +75,7 @@ class PlainEngine(ZeroEngine):
         scale = len(micro_batches) * self.data_parallel_size / max(targets, 1)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch in micro_batches:
-            loss = self._summed_loss(batch)
+            loss = self._summed_loss(batch, self.loss)
             total += loss.detach()
             self.deepspeed.backward(loss * scale)
             self.deepspeed.step()
@@ -78,6 +87,8 @@ class PlainEngine(ZeroEngine):
         self.deepspeed.eval()
         totals = torch.zeros(2, dtype=torch.float64)
         for batch in micro_batches:
-            totals += torch.tensor([float(self._summed_loss(batch)), float(count_targets(batch["labels"]))])
+            totals += torch.tensor(
+                [float(self._summed_loss(batch, TokenLoss())), float(count_targets(batch["labels"]))]
+            )
         loss, count = collectives.sum_over(totals).tolist()
         return loss, int(count)
