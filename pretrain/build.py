@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from pretrain.analysis.plan import total_parameters
+from pretrain.analysis.plan import plan_text, total_parameters
 from pretrain.checkpoint.callback import Checkpoints
-from pretrain.checkpoint.restore import changed_keys, fill_weights, has_checkpoint, newest_good, resume
+from pretrain.checkpoint.restore import changed_keys, fill_weights, newest_good, resume
 from pretrain.config.checks import BatchPlan, check
 from pretrain.config.deepspeed import deepspeed_config
 from pretrain.config.load import load_experiment, to_yaml
@@ -38,11 +38,12 @@ from pretrain.resilience.orphan import OrphanWatch
 from pretrain.resilience.signals import SignalStop
 from pretrain.schedules.registry import SCHEDULES
 from pretrain.state.manifest import Manifest
-from pretrain.state.reader import Checkpoint, list_checkpoints, resolve_checkpoint, step_folder
+from pretrain.state.reader import Checkpoint, has_checkpoint, list_checkpoints, resolve_checkpoint, step_folder
+from pretrain.state.run_files import CHECKPOINTS, CONFIG, DEEPSPEED, TOKENIZER, read_summary
 from pretrain.training.callback import Callback
 from pretrain.training.evaluation import Evaluation
 from pretrain.training.loop import Trainer
-from pretrain.training.run_folder import CONFIG, SUMMARY, TOKENIZER, RunFolder
+from pretrain.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,40 @@ class Plan:
         return self.data.objective.source_length + self.data.objective.target_length
 
 
-def plan(experiment: Experiment, request: Request, environment: RankEnvironment, quiet: bool) -> Plan:
+def plan(
+    experiment: Experiment,
+    request: Request,
+    environment: RankEnvironment,
+    quiet: bool,
+    folder: RunFolder | None = None,
+) -> Plan:
     """Check everything that can be wrong, then prepare the data.
+
+    Args:
+        quiet: no progress bar.
+        folder: the run's, which is checked and, where it exists, taken; None if nothing will be written to it.
 
     Raises:
         UserError: one line that names what is wrong and the cure.
     """
     batch = check(experiment, environment.world_size, process_group.accelerator())
     deepspeed = deepspeed_config(experiment, batch, request.deepspeed)
-    check_session(experiment, request)
+    if folder is not None:
+        if folder.path.exists():  # else `train` makes it: what is refused before leaves no folder behind
+            folder.acquire()
+        if problem := session_problem(experiment, request, judges=folder.writes):
+            raise CheckpointError(problem)
+    check_init_from(experiment, request)
     data = prepare(experiment, quiet=quiet)
     return Plan(experiment, request, batch, deepspeed, data, model_spec(experiment, data))
+
+
+def dry_run_text(plan: Plan) -> str:
+    """All that `--dry-run` prints."""
+    text = plan_text(plan.experiment, plan.spec, plan.batch, plan.tokens_per_sample)
+    if problem := session_problem(plan.experiment, plan.request):
+        text += f"\n\nremark      training would be refused: {problem}"
+    return text
 
 
 def model_spec(experiment: Experiment, data: PreparedData) -> ModelSpec:
@@ -95,30 +119,39 @@ def model_spec(experiment: Experiment, data: PreparedData) -> ModelSpec:
     return family(experiment.model, vocab_size, *lengths, segmented=objective.segmented)
 
 
-def check_session(experiment: Experiment, request: Request) -> None:
-    """Refuse what would lose or mix up a run.
+def session_problem(experiment: Experiment, request: Request, judges: bool = True) -> str:
+    """What would lose or mix up the run in the folder, as one line; empty if all is well.
 
-    Raises:
-        CheckpointError: the folder and --resume or --init-from do not go together, or a key that decides the result
-            differs from the run in the folder.
+    Args:
+        judges: whether this rank holds the folder's lock. On another one a checkpoint may still be on its way from a
+            session that is ending.
     """
     folder = Path(experiment.run_dir)
-    found = has_checkpoint(folder / "checkpoints")
-    if request.resume == "must" and not found:
-        raise CheckpointError(f"--resume must: {folder}/checkpoints holds no checkpoint; check run.dir, or use auto")
+    found = has_checkpoint(folder / CHECKPOINTS)
+    if request.resume == "must" and not found and judges:
+        return f"--resume must: {folder}/checkpoints holds no checkpoint; check run.dir, or use auto"
     if request.resume == "never" and found:
-        raise CheckpointError(f"--resume never: {folder} holds a run; set another run.dir, or remove it")
-    if request.init_from is not None and not found:  # the same command again resumes and needs these weights no more
-        Checkpoint(resolve_checkpoint(Path(request.init_from)), verify="sizes")
+        return f"--resume never: {folder} holds a run; set another run.dir, or remove it"
     if found and (folder / CONFIG).exists():
         saved = load_experiment(str(folder / CONFIG)).model_dump(mode="json")
         changed = changed_keys(saved, experiment.model_dump(mode="json"))
         if changed:
-            raise CheckpointError(
+            return (
                 f"{changed[0]} differs from the run in {folder}"
                 + (f" (and {len(changed) - 1} more)" if len(changed) > 1 else "")
                 + "; set it back, or set another run.dir (with --init-from to keep the weights)"
             )
+    return ""
+
+
+def check_init_from(experiment: Experiment, request: Request) -> None:
+    """Look at the weights to start from; the same command again resumes and needs them no more.
+
+    Raises:
+        CheckpointError: there are none, or they are damaged.
+    """
+    if request.init_from is not None and not has_checkpoint(Path(experiment.run_dir) / CHECKPOINTS):
+        Checkpoint(resolve_checkpoint(Path(request.init_from)), verify="sizes")
 
 
 def use_threads(experiment: Experiment, environment: RankEnvironment) -> None:
@@ -168,13 +201,13 @@ def enter(plan: Plan, session: Trainer, resumes: bool) -> None:
     folder.event("start", 0, init_from=plan.request.init_from, **layout(plan))
 
 
-def train(plan: Plan, environment: RankEnvironment, launcher: LauncherChain) -> int:
+def train(plan: Plan, environment: RankEnvironment, launcher: LauncherChain, folder: RunFolder) -> int:
     """Start the process group, train, and leave; returns the exit code of why the session ended.
 
     Args:
         launcher: who started this rank, as it was when the rank began.
+        folder: the run's.
     """
-    folder = RunFolder(Path(plan.experiment.run_dir), writes=environment.rank == 0)
     folder.acquire()
     log = folder.path / "logs" / f"rank_{environment.rank}.log"
     signals = SignalStop()
@@ -194,7 +227,7 @@ def train(plan: Plan, environment: RankEnvironment, launcher: LauncherChain) -> 
             enter(plan, session, state == RESUMES)
         folder.write(CONFIG, texts[CONFIG].decode())
         folder.write(TOKENIZER, texts[TOKENIZER])
-        folder.write("deepspeed.json", json.dumps(plan.deepspeed, indent=1) + "\n")
+        folder.write(DEEPSPEED, json.dumps(plan.deepspeed, indent=1) + "\n")
         stop = session.run()
         folder.event("end", session.progress.step, reason=stop.reason, exit_code=stop.exit_code)
         if folder.writes:
@@ -214,8 +247,8 @@ def folder_state(experiment: Experiment, folder: RunFolder) -> str:
         return STARTS
     try:
         newest = Manifest.read(list_checkpoints(folder.checkpoints)[0])
-        summed_up = json.loads((folder.path / SUMMARY).read_text())["step"] >= newest.step
-    except (CheckpointError, OSError, ValueError, KeyError):
+        summed_up = read_summary(folder.path)["step"] >= newest.step
+    except (CheckpointError, OSError, KeyError, TypeError):
         return RESUMES
     whole = newest.damaged(step_folder(folder.checkpoints, newest.step), hashes=False) is None
     at_end = newest.step >= (experiment.train.stop_at_step or experiment.train.max_steps)
@@ -224,7 +257,7 @@ def folder_state(experiment: Experiment, folder: RunFolder) -> str:
 
 def say_result(folder: RunFolder) -> None:
     """The run's figures on one line of the terminal."""
-    print(f"{folder.path}: {summary_line(json.loads((folder.path / SUMMARY).read_text()))}", flush=True)
+    print(f"{folder.path}: {summary_line(read_summary(folder.path))}", flush=True)
 
 
 def layout(plan: Plan) -> dict[str, Any]:

@@ -54,14 +54,15 @@ def run(args: argparse.Namespace, environment: RankEnvironment) -> int:
     experiment = load_experiment(args.recipe, args.overrides, tiny=args.tiny)
     deepspeed = load_deepspeed_json(args.deepspeed_config) if args.deepspeed_config else None
     build.use_threads(experiment, environment)
-    plan = build.plan(experiment, build.Request(args.resume, args.init_from, deepspeed), environment, quiet=not first)
+    request = build.Request(args.resume, args.init_from, deepspeed)
     if args.dry_run:
-        from pretrain.analysis.plan import dry_run_text
-
+        plan = build.plan(experiment, request, environment, quiet=not first)
         if first:
-            print(dry_run_text(plan.experiment, plan.spec, plan.batch, plan.tokens_per_sample))
+            print(build.dry_run_text(plan))
         return EXIT_DONE
-    return build.train(plan, environment, launcher)
+    folder = build.RunFolder(Path(experiment.run_dir), writes=first)
+    plan = build.plan(experiment, request, environment, quiet=not first, folder=folder)
+    return build.train(plan, environment, launcher, folder)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -48,8 +48,17 @@ def measure(rank: int, recipe: str, overrides: list[str], options: bench.Options
     environment = rank_environment(os.environ)
     experiment = load_experiment(recipe, overrides)
     plan = build.plan(experiment, build.Request(), environment, quiet=True)
-    work = bench.Work(plan.experiment, plan.batch, plan.spec, plan.deepspeed, plan.data.train, plan.tokens_per_sample)
-    if sabotage:
+    data = plan.data
+    work = bench.Work(
+        plan.experiment,
+        plan.batch,
+        plan.spec,
+        plan.deepspeed,
+        data.train,
+        plan.tokens_per_sample,
+        data.tokenizer.special,
+    )
+    if sabotage in SABOTAGES:
         PlainLoop.step = SABOTAGES[sabotage]  # type: ignore[method-assign]
     build.use_threads(experiment, environment)
     try:

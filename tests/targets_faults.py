@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 WRITE_POINTS = (
@@ -66,4 +67,47 @@ def train_with_full_disk(rank: int, argv: list[str], step: int) -> int:
         return write(folder, *args)
 
     save.write_rank_file = write_or_fail
+    return main(argv)
+
+
+def train_and_linger(rank: int, argv: list[str], release: str) -> int:
+    """Train; when asked to stop, save only once the file `release` is there."""
+    from pretrain.checkpoint.callback import Checkpoints
+    from pretrain.train import main
+
+    on_end = Checkpoints.on_end
+
+    def linger(callback: Checkpoints, trainer: Any) -> None:
+        while not Path(release).exists():
+            time.sleep(0.05)
+        on_end(callback, trainer)
+
+    Checkpoints.on_end = linger  # type: ignore[method-assign]
+    return main(argv)
+
+
+def train_without_grace(rank: int, argv: list[str]) -> int:
+    """Train; a writer at work is not waited for at all."""
+    from pretrain.train import main
+    from pretrain.training.run_folder import PATIENCE, RunFolder
+
+    RunFolder.acquire.__defaults__ = (0.0, PATIENCE)
+    return main(argv)
+
+
+def train_with_loss_scaler(rank: int, argv: list[str]) -> int:
+    """Train in fp32 with fp16's dynamic loss scaler, whose scale doubles every two steps."""
+    import torch
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+    from pretrain.parallel.zero_engine import ZeroEngine
+    from pretrain.train import main
+
+    attach = ZeroEngine.attach
+
+    def attach_with_scaler(engine: ZeroEngine, deepspeed: Any) -> None:
+        deepspeed.optimizer.loss_scaler = DynamicLossScaler(16.0, 2, 1.0, 2, False, dtype=torch.half)
+        attach(engine, deepspeed)
+
+    ZeroEngine.attach = attach_with_scaler  # type: ignore[method-assign]
     return main(argv)

@@ -11,6 +11,7 @@ from pretrain.command_line import Parser, run
 from pretrain.hf.export import DTYPES, export
 from pretrain.hf.import_ import import_
 from pretrain.hf.trained import TrainedModel
+from pretrain.hf.validation import NotComputed, check_validation_loss
 from pretrain.hf.verify import record, verify
 
 EXAMPLES = """examples:
@@ -40,7 +41,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     from_hf.add_argument("folder", type=Path, metavar="HF_DIR")
     from_hf.add_argument("out", type=Path, metavar="OUT", help="checkpoint folder to make")
     from_hf.add_argument(
-        "--block", choices=BLOCKS.kinds(), help="block to unfold to; default: what it was exported from, else post_ln"
+        "--block", choices=BLOCKS.kinds(), help="block to unfold to; default: what it was exported from, else plain"
     )
     from_hf.add_argument(
         "--source-length", type=int, metavar="N", help="positions to keep; default: all that there are"
@@ -50,7 +51,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     from_hf.set_defaults(run=run_import)
 
-    compare = commands.add_parser("verify", help="compare a folder with the checkpoint it was exported from")
+    compare = commands.add_parser("verify", help="compare a folder with its checkpoint, and with the run's loss")
     compare.add_argument("source", type=Path, metavar="CHECKPOINT|RUN")
     compare.add_argument("folder", type=Path, metavar="HF_DIR")
     compare.set_defaults(run=run_verify)
@@ -84,6 +85,10 @@ def run_verify(options: argparse.Namespace) -> None:
     record(trained, result)
     print(f"{options.folder} computes what {trained.checkpoint.folder} does")
     print("\n".join(f"  {line}" for line in result.lines()))
+    try:
+        print(f"  {check_validation_loss(trained, options.folder).line()}")
+    except NotComputed as reason:
+        print(f"  validation loss not computed: {reason}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,5 +1,5 @@
-"""Fill in the blanks of a prompt with an exported model. <extra_id_0>, <extra_id_1>, ... mark the blanks; a prompt
-without any is continued."""
+"""Complete a prompt with an exported model, as it was trained: a GPT continues it, a BERT fills in <mask>, a
+span-denoising model <extra_id_0>, <extra_id_1>, ... (a prompt without any is continued), others write it anew."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 from pretrain.command_line import Parser, positive, run
-from pretrain.hf.complete import Filler, exported_folder, stale
+from pretrain.hf.complete import exported_folder, open_completer, stale
+from pretrain.hf.completers import Options
 
 EXAMPLES = r"""examples:
   python tools/generate.py runs/demo --prompt 'import os'
   python tools/generate.py runs/demo/hf --prompt 'for <extra_id_0> in range(10):' --num-beams 4
+  python tools/generate.py runs/bert --prompt 'for i in <mask>(10):'
   python tools/generate.py runs/demo --prompt 'def <extra_id_0>(self):
       return <extra_id_1>' --temperature 0.8 --seed 1
 """
@@ -21,8 +23,8 @@ EXAMPLES = r"""examples:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(version=True, description=__doc__, epilog=EXAMPLES)
     parser.add_argument("folder", type=Path, metavar="HF_DIR|RUN", help="of a run, RUN/hf is used, or made first")
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="text to fill in or to continue")
-    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="default: the model's target length")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="text to complete")
+    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="default: as far as the model goes")
     parser.add_argument("--num-beams", type=positive, default=1, metavar="N", help="default: 1, greedy")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="sample; default: 0, greedy")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling; default: %(default)s")
@@ -33,10 +35,8 @@ def generate(options: argparse.Namespace) -> None:
     folder = exported_folder(options.folder)
     if note := stale(options.folder, folder):
         print(f"note: {note}", file=sys.stderr)
-    filled = Filler(folder).fill(
-        options.prompt, options.max_new_tokens, options.num_beams, options.temperature, options.seed
-    )
-    print(filled.text)
+    chosen = Options(options.max_new_tokens, options.num_beams, options.temperature, options.seed)
+    print(open_completer(folder).complete(options.prompt, chosen).text)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from pretrain.command_line import Parser, natural, run
+from pretrain.config.checks import Machine, document_mask_has_meaning
 from pretrain.config.load import load_experiment
 from pretrain.config.schema import Experiment
 from pretrain.data.describe import SPLITS, data_lines, sample_lines, tokenizer_lines
@@ -16,7 +17,7 @@ from pretrain.data.prepare import open_sources, open_tokenizer, prepare
 from pretrain.errors import DataError
 
 EXAMPLES = """examples:
-  python tools/prepare_data.py tokenizer data.train=texts/ data.vocab_size=16000 -o my.model
+  python tools/prepare_data.py tokenizer data.train=texts/ data.vocab_size=16000 --mask -o my.model
   python tools/prepare_data.py tokens --recipe demo data.train=texts.jsonl data.tokenizer=my.model
   python tools/prepare_data.py inspect --split validation --index 7 --count 2
 
@@ -26,7 +27,7 @@ Training builds by itself whatever is missing in run.cache; `tokens` does the sa
 def tokenizer(arguments: argparse.Namespace, experiment: Experiment) -> None:
     """Train the tokenizer, or open the one that is there."""
     train, _ = open_sources(experiment)
-    found = open_tokenizer(experiment, train)
+    found = open_tokenizer(experiment, train, mask=arguments.mask)
     if arguments.output:
         try:
             shutil.copyfile(found.path, arguments.output)
@@ -46,6 +47,13 @@ def inspect(arguments: argparse.Namespace, experiment: Experiment) -> None:
     data = prepare(experiment)
     for index in range(arguments.index, arguments.index + arguments.count):
         print(*sample_lines(data, arguments.split, index), sep="\n")
+
+
+def load(arguments: argparse.Namespace) -> Experiment:
+    """The experiment, with what concerns its data checked; the model may be of any family, nothing is trained."""
+    experiment = load_experiment(arguments.recipe, arguments.overrides, tiny=arguments.tiny)
+    document_mask_has_meaning(experiment, Machine(world_size=1, device="cpu"))
+    return experiment
 
 
 def parser() -> Parser:
@@ -69,6 +77,11 @@ def parser() -> Parser:
         sub.add_argument("overrides", nargs="*", metavar="key.path=value", help="changes to the recipe")
         if command is tokenizer:
             sub.add_argument("-o", "--output", metavar="FILE.model", help="copy the model to this file")
+            sub.add_argument(
+                "--mask",
+                action="store_true",
+                help="with a <mask> piece, as objectives that mask need it (those get one in any case)",
+            )
         if command is inspect:
             sub.add_argument("--split", choices=SPLITS, default="train", help="which split (default: train)")
             sub.add_argument("--index", type=natural, default=0, metavar="I", help="first global sample index")
@@ -85,9 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := [word for word in rest if word.startswith("-")]:
         parsing.error(f"unknown option {unknown[0]}")
     arguments.overrides += rest
-    return run(
-        lambda: arguments.run(arguments, load_experiment(arguments.recipe, arguments.overrides, tiny=arguments.tiny))
-    )
+    return run(lambda: arguments.run(arguments, load(arguments)))
 
 
 if __name__ == "__main__":

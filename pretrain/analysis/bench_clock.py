@@ -28,22 +28,22 @@ class RankClock:
 
     def together(self, action: Callable[[], T]) -> tuple[T, float]:
         """Run on all ranks at once; its result here, and the seconds of the slowest."""
-        self._line_up()
+        self.line_up()
         start = time.perf_counter()
         result = action()
-        self._synchronise()
+        self.synchronise()
         return result, self._longest(time.perf_counter() - start)
 
     def alone(self, action: Callable[[], T]) -> tuple[T | None, float]:
         """Run on rank 0 with the threads of all ranks; the others wait in a blocking receive, and get None."""
-        self._line_up()
+        self.line_up()
         result, seconds = None, 0.0
         cpu, start = time.process_time(), time.perf_counter()
         if collectives.is_first():
             torch.set_num_threads(self.threads * collectives.world_size())
             start = time.perf_counter()
             result = action()
-            self._synchronise()
+            self.synchronise()
             seconds = time.perf_counter() - start
             torch.set_num_threads(self.threads)
         seconds = self._longest(seconds)
@@ -56,11 +56,13 @@ class RankClock:
         shares = collectives.gather_rows(torch.tensor([self._waiting_cpu / max(self._waiting_wall, 1e-9)]))
         return shares[1:, 0].tolist()
 
-    def _line_up(self) -> None:
+    def line_up(self) -> None:
+        """Wait for all ranks; do it before a clock starts."""
         gc.collect()  # or one side would now and then clean up after the other
         collectives.barrier()
 
-    def _synchronise(self) -> None:
+    def synchronise(self) -> None:
+        """Wait for this rank's GPU; do it before a clock stops."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 

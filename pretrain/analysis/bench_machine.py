@@ -25,6 +25,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "deepspeed": version("deepspeed"),
+        "transformers": version("transformers"),
         "kilolayer": pretrain.__version__,
     }
     if torch.cuda.is_available():

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
+from pretrain.analysis.bench_sides import Rival, Seen, Turns
 from pretrain.config.schema import Experiment
 from pretrain.data.loader import Batch
 from pretrain.models.layer_list import LayerList
 from pretrain.models.layers import ModelSpec
 from pretrain.objectives.cross_entropy import TokenLoss, count_targets
+from pretrain.parallel import collectives
 from pretrain.parallel.optimizer import adamw
 
 ADAMW: dict[str, dict[str, Any]] = {"default": {}, "foreach": {"foreach": True}, "fused": {"fused": True}}
@@ -66,3 +68,26 @@ class PlainLoop:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return PlainResult(float(total), float(norm))
+
+
+class PlainRival(Rival):
+    """The plain loop in rank 0's process, with the threads of all ranks, while the others wait."""
+
+    title = "the plain loop"
+
+    def run(self, turns: Turns) -> None:
+        plain, turns.rival.start_up_seconds = self.clock.alone(
+            lambda: PlainLoop(self.work.experiment, self.work.spec, self.clock.device, self.options.optimizer)
+        )
+
+        def step() -> PlainResult | None:
+            return plain.step(turns.batches[turns.next], turns.rates[turns.next]) if plain else None
+
+        while turns.reach_rival():
+            result, seconds = self.clock.alone(step)
+            own = [result.loss, result.grad_norm] if result else [0.0, 0.0]
+            loss, grad_norm = collectives.sum_over(torch.tensor(own, dtype=torch.float64)).tolist()
+            turns.rival_took(Seen(loss, grad_norm, seconds))
+
+    def facts(self) -> dict[str, Any]:
+        return {"optimizer": f"AdamW {self.options.optimizer}"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -32,19 +33,11 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def layer_parameters(spec: ModelSpec) -> list[int]:
+@functools.lru_cache(maxsize=4)
+def layer_parameters(spec: ModelSpec) -> tuple[int, ...]:
     """Parameters of each layer, shared modules left out; built one by one on the meta device."""
-    counts: dict[object, int] = {}
-    numbers = []
     with torch.device("meta"):
-        for layer in spec.layers:
-            # All layers of a stack have one shape; the factories of a stack differ in the index alone.
-            group, _ = row_group(layer.name + ".x")
-            key = (group, layer.apply) if "layers" in layer.name else layer.name
-            if key not in counts:
-                counts[key] = sum(p.numel() for p in layer.factory().parameters())
-            numbers.append(counts[key])
-    return numbers
+        return tuple(sum(p.numel() for p in layer.factory().parameters()) for layer in spec.layers)
 
 
 def shared_parameters(spec: ModelSpec) -> dict[str, int]:
@@ -98,8 +91,8 @@ def _activations(
     return int(alive * kept * per_layer)
 
 
-def dry_run_text(experiment: Experiment, spec: ModelSpec, plan: BatchPlan, tokens: int) -> str:
-    """All that `--dry-run` prints."""
+def plan_text(experiment: Experiment, spec: ModelSpec, plan: BatchPlan, tokens: int) -> str:
+    """The experiment as resolved, and what it will take."""
     parts = parameters_by_part(spec)
     lines = [to_yaml(experiment).rstrip(), "", f"parameters  {sum(parts.values()):,}"]
     lines += [f"  {name:<24}{count:>16,}" for name, count in parts.items()]

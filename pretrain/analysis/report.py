@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pretrain import __version__
 from pretrain.analysis.compact import script_json
+from pretrain.analysis.recorded_run import RecordedRun, read_run
 from pretrain.analysis.report_data import report_data
-from pretrain.analysis.run_folder import RunFolder, read_run
 from pretrain.errors import UserError
 
 STYLES = ("report.css", "report_plots.css")
@@ -47,7 +47,7 @@ def write_report(runs: list[Path], out: Path) -> None:
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another place with -o") from None
 
 
-def render(runs: list[RunFolder]) -> str:
+def render(runs: list[RecordedRun]) -> str:
     """The page about `runs` as text."""
     data = report_data(runs)
     data["version"] = __version__

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pretrain.analysis.compact import evenly, pack_matrix, plain, short, thin_curve
-from pretrain.analysis.run_folder import LayerSignal, RunFolder, Series, number
+from pretrain.analysis.recorded_run import LayerSignal, RecordedRun, Series, number
 
 MAX_CURVE_POINTS = 2000  # for each curve of a single run: two points for each pixel of a laptop's screen
 MAX_LAYER_VALUES = 1_400_000  # over all runs and signals: 3.7 MB of codes, which leaves the page below 5 MB
@@ -35,7 +35,7 @@ SIGNAL_TEXTS = {
 }
 
 
-def report_data(runs: list[RunFolder]) -> dict[str, Any]:
+def report_data(runs: list[RecordedRun]) -> dict[str, Any]:
     """Everything the page shows of `runs`, made of what strict JSON knows.
 
     Keys: `runs` (label, path, model, status, figures, metrics, layers, events, config, notes), `differences` (keys
@@ -69,7 +69,7 @@ def report_data(runs: list[RunFolder]) -> dict[str, Any]:
     }
 
 
-def _metric_notes(run: RunFolder, limit: int) -> list[str]:
+def _metric_notes(run: RecordedRun, limit: int) -> list[str]:
     if not run.metrics:
         return ["no step is logged yet"]
     notes = []
@@ -91,7 +91,7 @@ def _texts(signal: str) -> tuple[str, str, str]:
     return SIGNAL_TEXTS.get(signal, (signal.replace("_", " ").capitalize(), "", ""))
 
 
-def labels(runs: list[RunFolder]) -> list[str]:
+def labels(runs: list[RecordedRun]) -> list[str]:
     """A name for each run; those that would be the same name get their folder beside it."""
     names = [run.name for run in runs]
     return [name if names.count(name) == 1 else f"{name} ({run.path})" for name, run in zip(names, runs, strict=True)]
@@ -116,7 +116,7 @@ def model_line(config: dict[str, Any]) -> str:
     return " · ".join(piece for piece in pieces if piece)
 
 
-def status_line(run: RunFolder) -> str:
+def status_line(run: RecordedRun) -> str:
     """Where the run stands, from its events and its last logged step."""
     train = run.config.get("train")
     goal = train.get("max_steps") if isinstance(train, dict) else None
@@ -129,7 +129,7 @@ def status_line(run: RunFolder) -> str:
     return f"{place} · no end logged: still running, or killed" if run.events else place
 
 
-def figures(run: RunFolder) -> dict[str, float | str | None]:
+def figures(run: RecordedRun) -> dict[str, float | str | None]:
     """The figures of the page's head in seconds, tokens per second and nats per token.
 
     None where the run has none, "nan" or "inf" for a final loss that is not finite.
@@ -155,27 +155,27 @@ def figures(run: RunFolder) -> dict[str, float | str | None]:
     }
 
 
-def _summary(run: RunFolder, key: str, otherwise: float | None = None, digits: int = 6) -> float | None:
+def _summary(run: RecordedRun, key: str, otherwise: float | None = None, digits: int = 6) -> float | None:
     stated = short(number(run.summary.get(key)), digits)
     return otherwise if stated is None else stated
 
 
-def _finite(run: RunFolder, key: str) -> np.ndarray:
+def _finite(run: RecordedRun, key: str) -> np.ndarray:
     series = run.metrics.get(key)
     return series.values[np.isfinite(series.values)] if series else np.empty(0)
 
 
-def _last(run: RunFolder, key: str, digits: int = 6) -> float | None:
+def _last(run: RecordedRun, key: str, digits: int = 6) -> float | None:
     values = _finite(run, key)
     return short(float(values[-1]), digits) if values.size else None
 
 
-def _median(run: RunFolder, key: str) -> float | None:
+def _median(run: RecordedRun, key: str) -> float | None:
     values = _finite(run, key)
     return short(float(np.median(values))) if values.size else None
 
 
-def _total(run: RunFolder, key: str) -> float | None:
+def _total(run: RecordedRun, key: str) -> float | None:
     values = _finite(run, key)
     return short(float(values.sum())) if values.size else None
 
@@ -201,13 +201,13 @@ def _curve(series: Series, limit: int) -> dict[str, Any]:
     return curve
 
 
-def _kept_share(runs: list[RunFolder]) -> float:
+def _kept_share(runs: list[RecordedRun]) -> float:
     """The share of sampled steps that fits on the page; 1 if all do."""
     total = sum(signal.values.size for run in runs for signal in run.layers)
     return min(1.0, MAX_LAYER_VALUES / total) if total else 1.0
 
 
-def _depth(run: RunFolder, share: float, notes: list[str]) -> list[dict[str, Any]]:
+def _depth(run: RecordedRun, share: float, notes: list[str]) -> list[dict[str, Any]]:
     """The run's depth signals as codes, thinned to `share` of the sampled steps; real samples stay, none is mixed."""
     steps = np.unique(np.concatenate([signal.steps for signal in run.layers])) if run.layers else np.empty(0)
     kept = steps[evenly(len(steps), max(2, int(len(steps) * share)))]
@@ -228,7 +228,7 @@ def _coded(signal: LayerSignal, kept: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _events(run: RunFolder, notes: list[str]) -> list[dict[str, Any]]:
+def _events(run: RecordedRun, notes: list[str]) -> list[dict[str, Any]]:
     """The run's events; of too many, the routine ones are thinned first."""
     rare = [i for i, event in enumerate(run.events) if event.get("event") not in ROUTINE_EVENTS]
     routine = [i for i, event in enumerate(run.events) if event.get("event") in ROUTINE_EVENTS]

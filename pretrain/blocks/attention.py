@@ -77,6 +77,7 @@ class Attention(nn.Module):
         self.v_proj = Linear(d, d, value_init, bias)
         self.out_proj = Linear(d, d, out_init, bias)
         self.q_norm, self.k_norm = query_key_norms(self.head_size, options)
+        self.out_norm: nn.Module = nn.Identity()  # a norm over d where the design has one before out_proj
         self.rotary = options.rotary
         self.core = AttentionCore(causal)
 
@@ -86,7 +87,7 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary:
             q, k = rotate(q), rotate(k)
-        return self.out_proj(self.core(q, k, v, mask).transpose(1, 2).flatten(2))
+        return self.out_proj(self.out_norm(self.core(q, k, v, mask).transpose(1, 2).flatten(2)))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)

@@ -94,6 +94,13 @@ class Block(nn.Module, ABC):
         """Why the design has no meaning with these options of the model section: "KEY = VALUE: why; cure", or None."""
         return None
 
+    def norms(self) -> dict[str, nn.Module]:
+        """The norms on the residual stream by name, in order: a design calls them NAME_norm, the branch's name first.
+
+        A layer that goes without one that others of its stack have holds an identity in its place.
+        """
+        return {name.removesuffix("_norm"): part for name, part in self.named_children() if name.endswith("_norm")}
+
     @abstractmethod
     def forward(self, x: Tensor, streams: Streams) -> Tensor:
         """x [B, T, d] -> [B, T, d]."""

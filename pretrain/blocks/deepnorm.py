@@ -53,9 +53,14 @@ class DeepNormBlock(SequentialBlock):
         )
 
     def __init__(self, config: DeepNormConfig, place: BlockPlace):
-        alpha, beta = deepnorm_constants(place.stack, place.encoder_layers, place.decoder_layers)
+        alpha, beta = self.constants(place)
         super().__init__(place, branch_init=place.init(gain=beta), eps_factor=alpha**2)
         self.alpha = alpha
+
+    @staticmethod
+    def constants(place: BlockPlace) -> tuple[float, float]:
+        """(alpha, beta) of the block's stack."""
+        return deepnorm_constants(place.stack, place.encoder_layers, place.decoder_layers)
 
     def sublayer(self, x: Tensor, norm: nn.Module, branch: Branch) -> Tensor:
         return norm(self.alpha * x + branch(x))

@@ -29,9 +29,10 @@ class FeedForward(nn.Module):
         self.fc1 = Linear(hidden_size, ffn_size, init, bias)
         self.fc2 = Linear(ffn_size, hidden_size, init, bias)
         self.activation = ACTIVATIONS[activation]
+        self.inner_norm: nn.Module = nn.Identity()  # a norm over ffn_size where the design has one before fc2
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(x)))
+        return self.fc2(self.inner_norm(self.activation(self.fc1(x))))
 
 
 class GatedFeedForward(nn.Module):
@@ -43,9 +44,10 @@ class GatedFeedForward(nn.Module):
         self.fc1 = Linear(hidden_size, ffn_size, init, bias)
         self.fc2 = Linear(ffn_size, hidden_size, init, bias)
         self.activation = ACTIVATIONS[GATED[activation]]
+        self.inner_norm: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.gate(x)) * self.fc1(x))
+        return self.fc2(self.inner_norm(self.activation(self.gate(x)) * self.fc1(x)))
 
 
 def feed_forward(

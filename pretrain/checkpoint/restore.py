@@ -42,11 +42,6 @@ MAY_CHANGE = (
 """Keys (or sections, with a dot at the end) that may differ between sessions of a run; all others decide its result."""
 
 
-def has_checkpoint(checkpoints: Path) -> bool:
-    """Whether the folder holds any step folder with a manifest, good or not."""
-    return any((folder / "manifest.json").exists() for folder in list_checkpoints(checkpoints))
-
-
 def newest_good(checkpoints: Path) -> tuple[Checkpoint, list[str]]:
     """The newest checkpoint that is whole, and what is wrong with each newer one; those are set aside.
 

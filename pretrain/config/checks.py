@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from pretrain.blocks.registry import BLOCKS
 from pretrain.config.schema import Experiment
+from pretrain.data.units import TEXT, unit_name, unit_of
 from pretrain.errors import ConfigError
 from pretrain.objectives.registry import OBJECTIVES
-from pretrain.objectives.tokens import BYTE_PIECES, MARKS, reserved_pieces
+from pretrain.objectives.vocabulary import BYTE_PIECES, MARKS, reserved_pieces
 from pretrain.schedules.registry import SCHEDULES
 
 
@@ -205,13 +206,10 @@ def checkpointing_has_layers(experiment: Experiment, machine: Machine) -> None:
 def corpora_exist(experiment: Experiment, machine: Machine) -> None:
     corpora = {"data.train": experiment.data.train, "data.validation": experiment.data.validation}
     for key, corpus in corpora.items():
-        if corpus is None or corpus == "embedded":
-            continue
-        path = Path(corpus).expanduser()
-        if not path.exists():
-            raise ConfigError(f"{key} = {corpus} does not exist; give a folder, a .jsonl file, or `embedded`")
-        if path.is_file() and path.suffix != ".jsonl":
-            raise ConfigError(f"{key} = {corpus} is not a .jsonl file; give a folder, a .jsonl file, or `embedded`")
+        if corpus is not None and unit_name(experiment) != TEXT:
+            unit_of(experiment).open(experiment, corpus, key)  # raises DataError
+        elif corpus is not None and corpus != "embedded":
+            _text_exists(key, corpus)
 
 
 def tokenizer_exists(experiment: Experiment, machine: Machine) -> None:
@@ -222,7 +220,7 @@ def tokenizer_exists(experiment: Experiment, machine: Machine) -> None:
 
 def vocabulary_has_room(experiment: Experiment, machine: Machine) -> None:
     sentinels = getattr(experiment.objective, "sentinels", 0)
-    least = reserved_pieces(sentinels) + 1
+    least = reserved_pieces(sentinels, getattr(experiment.objective, "mask_piece", False)) + 1
     if experiment.data.tokenizer == "auto" and experiment.data.vocab_size < least:
         raise ConfigError(
             f"data.vocab_size = {experiment.data.vocab_size} leaves no piece for text beside {MARKS} marks, "
@@ -237,6 +235,14 @@ def run_folder_is_free(experiment: Experiment, machine: Machine) -> None:
             if not path.is_dir():
                 raise ConfigError(f"run.dir = {experiment.run_dir}: {path} is a file; set run.dir to a folder")
             return
+
+
+def _text_exists(key: str, corpus: str) -> None:
+    path = Path(corpus).expanduser()
+    if not path.exists():
+        raise ConfigError(f"{key} = {corpus} does not exist; give a folder, a .jsonl file, or `embedded`")
+    if path.is_file() and path.suffix != ".jsonl":
+        raise ConfigError(f"{key} = {corpus} is not a .jsonl file; give a folder, a .jsonl file, or `embedded`")
 
 
 def _layers(experiment: Experiment) -> int:

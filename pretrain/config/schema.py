@@ -29,8 +29,6 @@ BlockChoice = BLOCKS.config_union()
 ObjectiveChoice = OBJECTIVES.config_union()
 ScheduleChoice = SCHEDULES.config_union()
 
-DEFAULT_DEPTH = 6
-
 
 class RunSection(Section):
     """Where a run lives and what it is called."""
@@ -46,10 +44,10 @@ class ModelSection(Section):
 
     family: Literal["encoder_decoder", "decoder", "encoder"] = "encoder_decoder"
     """Which stacks the model has: an encoder and a decoder, a decoder alone (GPT), an encoder alone (BERT)."""
-    encoder_layers: NonNegativeInt = 0
-    """Layers of the encoder (N in DeepNet); 6 if not stated, 0 where the family has none."""
-    decoder_layers: NonNegativeInt = 0
-    """Layers of the decoder (M in DeepNet); 6 if not stated, 0 where the family has none."""
+    encoder_layers: NonNegativeInt = 6
+    """Layers of the encoder (N in DeepNet); the default is 0 where the family has none."""
+    decoder_layers: NonNegativeInt = 6
+    """Layers of the decoder (M in DeepNet); the default is 0 where the family has none."""
     hidden_size: PositiveInt = 512
     """Width d of the residual stream."""
     num_heads: PositiveInt = 8
@@ -85,12 +83,11 @@ class ModelSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _depths(cls, values: Any) -> Any:
-        """A stack that the family has gets its default depth; one that it has not, none."""
+        """A stack that the family does not have has no layers, unless somebody says so (and is refused)."""
         if not isinstance(values, Mapping):
             return values
-        family = values.get("family", "encoder_decoder")
-        stacks = [stack for stack in ("encoder", "decoder") if stack in str(family)]
-        return {f"{stack}_layers": DEFAULT_DEPTH for stack in stacks} | dict(values)
+        family = str(values.get("family", "encoder_decoder"))
+        return {f"{stack}_layers": 0 for stack in ("encoder", "decoder") if stack not in family} | dict(values)
 
 
 class LossSection(Section):
@@ -106,7 +103,8 @@ class DataSection(Section):
     """Text, tokens and samples."""
 
     train: str = "embedded"
-    """`embedded` (the Python standard library's source), a folder of text files, or a .jsonl file of `text` fields."""
+    """`embedded` (the Python standard library's source), a folder of text files, or a .jsonl file of `text` fields; for
+    translation `gettext` or `gettext:FOLDER` (message catalogues), a .tsv file, or a .jsonl file of pairs."""
     validation: str | None = None
     """Corpus for validation in the same forms; default: held-out files (or lines) of data.train."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.02

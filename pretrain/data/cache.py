@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pretrain.errors import DataError
+from pretrain.state.files import sync, sync_tree
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> Path:
@@ -47,7 +48,7 @@ def _build(target: Path, build: Callable[[Path], None]) -> None:
     unfinished.mkdir()
     try:
         build(unfinished)
-        _flush_tree(unfinished)
+        sync_tree(unfinished)
         _publish(unfinished, target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -59,7 +60,7 @@ def _publish(unfinished: Path, target: Path) -> None:
     except OSError:
         if not target.is_dir():  # else another host was first, with the same content
             raise
-    _flush(target.parent)
+    sync(target.parent)
 
 
 @contextlib.contextmanager
@@ -67,17 +68,3 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _flush_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        _flush(path)
-    _flush(folder)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,6 +2,7 @@
 
 Three forms: `embedded` (the Python standard library's own source), a folder of text files, a .jsonl file whose lines
 have a `text` field. A corpus is only ever streamed, so its size is not bounded by memory (a single document is).
+Corpora of pairs stand in `data.parallel`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pretrain.data.hashing import digest, hash64
 from pretrain.errors import DataError
@@ -22,26 +23,37 @@ EMBEDDED = "embedded"
 
 @dataclass(frozen=True)
 class Document:
-    """One text under a name that is stable and unique within its corpus."""
+    """One text under a name that is stable within its corpus and decides its split."""
 
     name: str
     text: str
 
 
-def _ignore(name: str) -> None:
+def ignore(name: str) -> None:
     """Default of `documents(on_skip)`."""
 
 
 class Corpus(Protocol):
     """What every form offers."""
 
+    noun: ClassVar[str]
+    """What a document is called."""
+    skips: ClassVar[str]
+    """What `on_skip` is told of."""
+    named_by_text: ClassVar[bool]
+    """Whether documents of the same name in two corpora have the same text (else it is a path or a number)."""
+
     @property
     def spec(self) -> str:
         """The value of data.train or data.validation it was opened from."""
         ...
 
-    def documents(self, on_skip: Callable[[str], None] = _ignore) -> Iterator[Document]:
-        """Non-empty documents in a fixed order; `on_skip` is told the name of each file that is not UTF-8 text."""
+    def documents(self, on_skip: Callable[[str], None] = ignore) -> Iterator[Document]:
+        """Non-empty documents in a fixed order; `on_skip` is told the name of whatever is left out."""
+        ...
+
+    def sequences(self) -> Iterator[Document]:
+        """The documents as a token file has them: each becomes one sequence that ends with eos."""
         ...
 
     def listing(self) -> str:
@@ -57,7 +69,11 @@ class FileCorpus:
     root: Path
     paths: tuple[Path, ...]
 
-    def documents(self, on_skip: Callable[[str], None] = _ignore) -> Iterator[Document]:
+    noun: ClassVar[str] = "document"
+    skips: ClassVar[str] = "files that are not UTF-8 text"
+    named_by_text: ClassVar[bool] = False
+
+    def documents(self, on_skip: Callable[[str], None] = ignore) -> Iterator[Document]:
         for path in self.paths:
             name = path.relative_to(self.root).as_posix()
             text = _decode(_read(path))
@@ -66,8 +82,11 @@ class FileCorpus:
             elif text:
                 yield Document(name, text)
 
+    def sequences(self) -> Iterator[Document]:
+        return self.documents()
+
     def listing(self) -> str:
-        return digest(str(self.root.absolute()), *(_stamp(path) for path in self.paths))
+        return digest(str(self.root.absolute()), *(stamp(path) for path in self.paths))
 
 
 @dataclass(frozen=True)
@@ -77,7 +96,11 @@ class JsonLinesCorpus:
     spec: str
     path: Path
 
-    def documents(self, on_skip: Callable[[str], None] = _ignore) -> Iterator[Document]:
+    noun: ClassVar[str] = "document"
+    skips: ClassVar[str] = "lines"  # never: a bad line is an error
+    named_by_text: ClassVar[bool] = False
+
+    def documents(self, on_skip: Callable[[str], None] = ignore) -> Iterator[Document]:
         try:
             with self.path.open("rb") as lines:
                 for number, line in enumerate(lines, start=1):
@@ -86,8 +109,11 @@ class JsonLinesCorpus:
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({error.strerror})") from error
 
+    def sequences(self) -> Iterator[Document]:
+        return self.documents()
+
     def listing(self) -> str:
-        return digest(_stamp(self.path))
+        return digest(stamp(self.path))
 
     def _text(self, number: int, line: bytes) -> str:
         try:
@@ -95,7 +121,7 @@ class JsonLinesCorpus:
             text.encode()  # refuses half a surrogate pair, which JSON can escape and UTF-8 cannot hold
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
-                f"{self.path}:{number}: not a JSON object with a `text` string in UTF-8 ({_reason(error)}); "
+                f"{self.path}:{number}: not a JSON object with a `text` string in UTF-8 ({reason(error)}); "
                 "mend or remove the line"
             ) from error
         return text
@@ -121,12 +147,15 @@ class CorpusFacts:
 
 @dataclass(frozen=True)
 class Split:
-    """Documents whose rank is at most `threshold` are held out for validation; -1 holds out none."""
+    """Documents whose rank is at most `threshold` are held out of training; -1 holds out none. So are `others`."""
 
     threshold: int
+    others: frozenset[int] = frozenset()
+    """Ranks of more documents."""
 
     def holds_out(self, name: str) -> bool:
-        return rank_of(name) <= self.threshold
+        rank = rank_of(name)
+        return rank <= self.threshold or rank in self.others
 
 
 NOTHING_HELD_OUT = Split(-1)
@@ -137,16 +166,15 @@ def rank_of(name: str) -> int:
     return hash64("split", name)
 
 
-def held_out_split(facts: CorpusFacts, fraction: float, spec: str) -> Split:
+def held_out_split(facts: CorpusFacts, fraction: float, spec: str, noun: str = "document") -> Split:
     """The split that holds out about `fraction` of the documents, and at least one on each side.
 
     Raises:
-        DataError: the corpus has a single document.
+        DataError: the corpus has a single document, or its documents all have the same name.
     """
-    if facts.documents < 2:
+    if facts.lowest == facts.highest:
         raise DataError(
-            f"data.train: {spec} has a single document, so none can be held out; "
-            "split it into several or set data.validation"
+            f"data.train: {spec} has a single {noun}, so none can be held out; give several, or set data.validation"
         )
     wanted = int(fraction * 2.0**64)
     return Split(min(max(wanted, facts.lowest), facts.highest - 1))
@@ -194,8 +222,8 @@ def scan(corpus: Corpus, key: str = "data.train") -> CorpusFacts:
         documents += 1
         characters += len(document.text)
     if documents == 0:
-        said = f" ({len(skipped)} files are not UTF-8 text)" if skipped else ""
-        raise DataError(f"{key}: {corpus.spec} is empty: no document with text{said}; give a corpus with text")
+        said = f" (left out: {len(skipped)} {corpus.skips})" if skipped else ""
+        raise DataError(f"{key}: {corpus.spec} is empty: no {corpus.noun} with text{said}; give a corpus with text")
     return CorpusFacts(documents, len(skipped), characters, lowest, highest, content.hexdigest())
 
 
@@ -241,7 +269,7 @@ def _decode(raw: bytes) -> str | None:
         return None
 
 
-def _stamp(path: Path) -> str:
+def stamp(path: Path) -> str:
     try:
         status = path.stat()
     except OSError as error:
@@ -249,5 +277,5 @@ def _stamp(path: Path) -> str:
     return f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}"
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     return f"no field {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -29,13 +29,14 @@ from pretrain.data.corpus import (
     Document,
     Split,
     held_out_split,
-    open_corpus,
+    rank_of,
     scan,
 )
 from pretrain.data.hashing import digest
 from pretrain.data.samples import Samples
 from pretrain.data.tokenizer import SAMPLE_CHARACTERS, Tokenizer, train_tokenizer, training_lines
 from pretrain.data.tokens import TokenFile, TokenWriter
+from pretrain.data.units import unit_of
 from pretrain.errors import DataError
 from pretrain.objectives.cross_entropy import IGNORE_INDEX
 from pretrain.objectives.registry import OBJECTIVES
@@ -54,11 +55,29 @@ THREADS = 2
 
 @dataclass(frozen=True)
 class Source:
-    """A corpus with what a scan found, and which of its documents are held out."""
+    """A corpus with what a scan found, and which of its documents are held out.
+
+    `beside` is a validation corpus of its own whose documents must not be in this one; None where names say nothing
+    about the text.
+    """
 
     corpus: Corpus
     facts: CorpusFacts
     split: Split
+    beside: Source | None = None
+
+    @property
+    def identity(self) -> str:
+        """A hash of all that decides which documents are used."""
+        beside = [self.beside.facts.fingerprint] if self.beside else []
+        return digest(self.facts.fingerprint, self.split.threshold, *beside)
+
+    def whole_split(self) -> Split:
+        """`split` with the documents of `beside`, which is read for it."""
+        if self.beside is None:
+            return self.split
+        ranks = frozenset(rank_of(document.name) for document in self.beside.corpus.documents())
+        return Split(self.split.threshold, ranks)
 
 
 @dataclass(frozen=True)
@@ -94,12 +113,13 @@ def prepare(experiment: Experiment, quiet: bool = False) -> PreparedData:
     objective = build_objective(experiment, tokenizer)
     files = open_tokens(cache, tokenizer, train, validation, quiet)
     name = _fingerprint(experiment, train, validation, tokenizer)
+    unit = unit_of(experiment)
     splits = {
-        split: Samples(
-            files[split].tokens, objective, experiment.train.seed, split, shuffle=split == "train", fingerprint=name
-        )
+        split: unit.samples(files[split], objective, experiment.train.seed, split, split == "train", name)
         for split in ("train", "validation")
     }
+    if not quiet:
+        _say_left_out(splits, train, files["train"].documents // unit.sequences)
     targets = fixed_targets(splits["validation"], experiment.evaluation.samples)
     return PreparedData(tokenizer, objective, **splits, fingerprint=name, unigram_entropy=unigram_entropy(targets))
 
@@ -121,33 +141,46 @@ def cache_folder(experiment: Experiment) -> Path:
 def open_sources(experiment: Experiment, quiet: bool = False) -> tuple[Source, Source]:
     """The training and the validation corpus; the same corpus with a split unless data.validation is stated."""
     data, cache = experiment.data, cache_folder(experiment)
-    corpus = open_corpus(data.train, data.glob, "data.train")
+    unit = unit_of(experiment)
+    corpus = unit.open(experiment, data.train, "data.train")
     facts = _facts(cache, corpus, "data.train", quiet)
     if data.validation is None:
-        split = held_out_split(facts, data.validation_fraction, data.train)
+        split = held_out_split(facts, data.validation_fraction, data.train, corpus.noun)
         return Source(corpus, facts, split), Source(corpus, facts, split)
-    held_out = open_corpus(data.validation, data.glob, "data.validation")
-    held_out_facts = _facts(cache, held_out, "data.validation", quiet)
-    return Source(corpus, facts, NOTHING_HELD_OUT), Source(held_out, held_out_facts, NOTHING_HELD_OUT)
+    held_out = unit.open(experiment, data.validation, "data.validation")
+    validation = Source(held_out, _facts(cache, held_out, "data.validation", quiet), NOTHING_HELD_OUT)
+    if not corpus.named_by_text:
+        return Source(corpus, facts, NOTHING_HELD_OUT), validation
+    if facts.fingerprint == validation.facts.fingerprint:
+        raise DataError(
+            f"data.validation: {data.validation} has the same {corpus.noun}s as data.train; leave the key out to hold "
+            "out a share of them"
+        )
+    return Source(corpus, facts, NOTHING_HELD_OUT, beside=validation), validation
 
 
-def open_tokenizer(experiment: Experiment, train: Source, quiet: bool = False) -> Tokenizer:
-    """The experiment's tokenizer: the file it names, or one trained on the training documents (`auto`)."""
+def open_tokenizer(experiment: Experiment, train: Source, quiet: bool = False, mask: bool = False) -> Tokenizer:
+    """The experiment's tokenizer: the file it names, or one trained on the training documents (`auto`).
+
+    It has a mask piece where the objective needs one, or `mask` asks for it.
+    """
     data = experiment.data
     sentinels = int(getattr(experiment.objective, "sentinels", 0))
+    mask = mask or getattr(experiment.objective, "mask_piece", False)
     if data.tokenizer != AUTO:
-        return Tokenizer.load(data.tokenizer, sentinels)
-    key = digest(FORMAT, data.vocab_size, sentinels, SAMPLE_CHARACTERS, train.facts.fingerprint, train.split.threshold)
-    build = partial(_build_tokenizer, train=train, vocab_size=data.vocab_size, sentinels=sentinels, quiet=quiet)
+        return Tokenizer.load(data.tokenizer, sentinels, mask)
+    key = digest(FORMAT, data.vocab_size, sentinels, SAMPLE_CHARACTERS, train.identity, *(["mask"] if mask else []))
+    train_on = partial(train_tokenizer, vocab_size=data.vocab_size, sentinels=sentinels, mask=mask)
+    build = partial(_build_tokenizer, source=train, train_on=train_on, quiet=quiet)
     folder = build_once(cache_folder(experiment) / "tokenizers" / key[:32], build)
-    return Tokenizer.load(folder / "tokenizer.model", sentinels)
+    return Tokenizer.load(folder / "tokenizer.model", sentinels, mask)
 
 
 def open_tokens(
     cache: Path, tokenizer: Tokenizer, train: Source, validation: Source, quiet: bool = False
 ) -> dict[str, TokenFile]:
     """The token files of both splits, documents ended by eos."""
-    key = digest(FORMAT, tokenizer.fingerprint, *(_identity(source) for source in (train, validation)))
+    key = digest(FORMAT, tokenizer.fingerprint, train.identity, validation.identity)
     build = partial(_build_tokens, tokenizer=tokenizer, train=train, validation=validation, quiet=quiet)
     folder = build_once(cache / "tokens" / key[:32], build)
     return {split: TokenFile(folder / split) for split in ("train", "validation")}
@@ -168,7 +201,7 @@ def unigram_entropy(labels: np.ndarray) -> float:
 def _fingerprint(experiment: Experiment, train: Source, validation: Source, tokenizer: Tokenizer) -> str:
     parts: dict[str, str | int | float] = {
         "corpus": train.facts.fingerprint[:16],
-        "validation": _identity(validation)[:16],
+        "validation": validation.identity[:16],
         "tokenizer": tokenizer.fingerprint[:16],
         "sequence_length": experiment.data.sequence_length,
         "document_mask": experiment.data.document_mask,
@@ -179,8 +212,14 @@ def _fingerprint(experiment: Experiment, train: Source, validation: Source, toke
     return fingerprint.join(parts)
 
 
-def _identity(source: Source) -> str:
-    return digest(source.facts.fingerprint, source.split.threshold)
+def _say_left_out(splits: dict[str, Samples], train: Source, used: int) -> None:
+    """Warn of documents that are in no sample; `used` is how many the training tokens have."""
+    for split, samples in splits.items():
+        if samples.left_out:
+            log.warning("%s: left out %s", split, samples.left_out)
+    if train.beside is not None and used < train.facts.documents:
+        count, total, noun = train.facts.documents - used, train.facts.documents, train.corpus.noun
+        log.warning("train: left out %s of %s %ss, which data.validation has too", f"{count:,}", f"{total:,}", noun)
 
 
 def _facts(cache: Path, corpus: Corpus, key: str, quiet: bool) -> CorpusFacts:
@@ -195,14 +234,14 @@ def _facts(cache: Path, corpus: Corpus, key: str, quiet: bool) -> CorpusFacts:
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{folder}: is damaged; remove it to have it built again") from error
     if facts.skipped and not quiet and corpus.spec != EMBEDDED:  # a few of its test files are broken on purpose
-        log.warning("%s: left out %d files that are not UTF-8 text", corpus.spec, facts.skipped)
+        log.warning("%s: left out %d %s", corpus.spec, facts.skipped, corpus.skips)
     return facts
 
 
-def _build_tokenizer(folder: Path, train: Source, vocab_size: int, sentinels: int, quiet: bool) -> None:
-    lines = training_lines(train.corpus, train.split, train.facts.characters)
+def _build_tokenizer(folder: Path, source: Source, train_on: Callable[[Iterable[str]], bytes], quiet: bool) -> None:
+    lines = training_lines(source.corpus, source.whole_split(), source.facts.characters)
     bar = tqdm(lines, desc="tokenizer", unit=" lines", disable=True if quiet else None)
-    (folder / "tokenizer.model").write_bytes(train_tokenizer(bar, vocab_size, sentinels))
+    (folder / "tokenizer.model").write_bytes(train_on(bar))
 
 
 def _build_tokens(folder: Path, tokenizer: Tokenizer, train: Source, validation: Source, quiet: bool) -> None:
@@ -211,14 +250,19 @@ def _build_tokens(folder: Path, tokenizer: Tokenizer, train: Source, validation:
             split: stack.enter_context(TokenWriter(folder / split, tokenizer.vocab_size))
             for split in ("train", "validation")
         }
-        if train.split != NOTHING_HELD_OUT:
-            held_out = train.split.holds_out
-            routes = [(train, lambda name: "validation" if held_out(name) else "train")]
-        else:
-            routes = [(train, lambda name: "train"), (validation, lambda name: "validation")]
+        held_out = train.whole_split().holds_out
+        own = train.split == NOTHING_HELD_OUT  # validation has a corpus of its own
+        routes: list[tuple[Source, Callable[[str], str | None]]] = [
+            (train, lambda name: "train" if not held_out(name) else None if own else "validation")
+        ]
+        if own:
+            routes.append((validation, lambda name: "validation"))
         for source, route in routes:
             for name, ids, ends in _encoded(source, tokenizer, quiet):
-                writer = writers[route(name)]
+                split = route(name)
+                if split is None:
+                    continue
+                writer = writers[split]
                 writer.append(ids)
                 if ends:
                     writer.append([tokenizer.special.eos])
@@ -231,7 +275,7 @@ def _encoded(source: Source, tokenizer: Tokenizer, quiet: bool) -> Iterator[tupl
         total=source.facts.characters, desc="tokens", unit=" chars", unit_scale=True, disable=True if quiet else None
     )
     with bar:
-        for group in _groups(source.corpus.documents()):
+        for group in _groups(source.corpus.sequences()):
             ids = tokenizer.encode_batch([text for _, text, _ in group], THREADS)
             for (name, text, ends), tokens in zip(group, ids, strict=True):
                 yield name, tokens, ends

@@ -43,11 +43,21 @@ class Samples:
         self.split = split
         self.shuffle = shuffle
         self.fingerprint = fingerprint
-        self._count = max(len(tokens) // objective.raw_length, 1)
+        self._count = self._pieces()
 
     def __len__(self) -> int:
         """Samples in one epoch."""
         return self._count
+
+    @property
+    def contents(self) -> str:
+        """What one sample takes, in words."""
+        return f"{self.objective.raw_length} tokens"
+
+    @property
+    def left_out(self) -> str | None:
+        """What is in no sample though a user may expect it, in words."""
+        return None
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """Sample `index` >= 0, as `objective.sample` returns it."""
@@ -57,13 +67,20 @@ class Samples:
 
     def text(self, index: int) -> np.ndarray:
         """The piece of the stream behind sample `index`, [n <= raw_length] int64."""
-        piece = self._piece(self._canonical(index))
-        length = self.objective.raw_length
-        return np.asarray(self.tokens[piece * length : (piece + 1) * length], dtype=np.int64)
+        return self._cut(self._piece(self._canonical(index)))
 
     def key(self, index: int) -> int:
         """A number of 63 bits that belongs to this sample alone; keyed dropout is drawn from it."""
         return hash64("sample", self.seed, self.split, self._canonical(index)) >> 1
+
+    def _pieces(self) -> int:
+        """How many pieces there are."""
+        return max(len(self.tokens) // self.objective.raw_length, 1)
+
+    def _cut(self, piece: int) -> np.ndarray:
+        """The text of piece 0.._pieces()-1, int64."""
+        length = self.objective.raw_length
+        return np.asarray(self.tokens[piece * length : (piece + 1) * length], dtype=np.int64)
 
     def _canonical(self, index: int) -> int:
         if index < 0:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,17 @@ import sentencepiece
 from pretrain.data.corpus import Corpus, Split
 from pretrain.data.hashing import hash128
 from pretrain.errors import DataError
-from pretrain.objectives.tokens import SpecialTokens
+from pretrain.objectives.tokens import MASK_COMMAND, SpecialTokens
+from pretrain.objectives.vocabulary import reserved_pieces
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
-BYTE_PIECES = 256
 SAMPLE_CHARACTERS = 16_000_000  # enough for tens of thousands of pieces; training takes seconds
 LONGEST_LINE = 1000  # characters; SentencePiece leaves out lines above 4192 bytes
 TRAINING_THREADS = 2  # fixed: the number is written into the model, and so into its fingerprint
 TRAIN_COMMAND = "python tools/prepare_data.py tokenizer"
+MASK_PIECE = "<mask>"
+MASK_PIECES = (MASK_PIECE, "[MASK]")  # the second is what BERT's and ALBERT's models call it
+SPACE = "\u2581"  # what SentencePiece writes for a space
 
 
 def sentinel_piece(index: int) -> str:
@@ -41,7 +45,7 @@ class Tokenizer:
         path: the .model file.
         fingerprint: SHA-256 of the file, hex.
         vocab_size: number of pieces.
-        special: ids of pad, unk, bos, eos and of all sentinels.
+        special: ids of pad, unk, bos, eos, of all sentinels and of the mask piece; what the other pieces spell.
     """
 
     def __init__(
@@ -54,12 +58,13 @@ class Tokenizer:
         self.vocab_size: int = processor.get_piece_size()
 
     @classmethod
-    def load(cls, path: str | Path, sentinels: int = 0) -> Tokenizer:
+    def load(cls, path: str | Path, sentinels: int = 0, mask: bool = False) -> Tokenizer:
         """Read a .model file.
 
         Args:
             path: the file.
             sentinels: how many sentinel pieces `<extra_id_0>` ... it must have.
+            mask: whether it must have a piece `<mask>` (or `[MASK]`).
 
         Raises:
             DataError: no such file, no SentencePiece model, or one without the special pieces.
@@ -78,7 +83,10 @@ class Tokenizer:
             raise DataError(
                 f"data.tokenizer: {path} is no SentencePiece model or is damaged; train one with `{TRAIN_COMMAND}`"
             ) from error
-        return cls(path, model, _special_tokens(processor, path, sentinels), processor)
+        special = _special_tokens(processor, path, sentinels)
+        if mask and special.mask is None:
+            raise DataError(f"data.tokenizer: {path} has no {MASK_PIECE} piece; train one that has: `{MASK_COMMAND}`")
+        return cls(path, model, special, processor)
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text; no special piece is added, and none is matched in the text."""
@@ -105,20 +113,22 @@ class Tokenizer:
         return "".join([*parts, self.decode(run)])
 
 
-def train_tokenizer(lines: Iterable[str], vocab_size: int, sentinels: int) -> bytes:
+def train_tokenizer(lines: Iterable[str], vocab_size: int, sentinels: int, mask: bool = False) -> bytes:
     """Train a BPE model; the same lines give the same bytes.
 
-    Pieces in order: pad 0, unk 1, bos 2, eos 3, `sentinels` control pieces, 256 byte pieces, text pieces.
+    Pieces in order: pad 0, unk 1, bos 2, eos 3, `sentinels` control pieces, the mask piece if asked for, 256 byte
+    pieces, text pieces.
 
     Args:
         lines: text without newlines and tabs; see `training_lines`.
         vocab_size: number of all pieces.
         sentinels: number of `<extra_id_i>` pieces.
+        mask: with a `<mask>` piece.
 
     Raises:
         DataError: the vocabulary has no room for the special pieces, or the text is too small for it.
     """
-    reserved = 4 + sentinels + BYTE_PIECES
+    reserved = reserved_pieces(sentinels, mask)
     if vocab_size <= reserved:
         raise DataError(
             f"data.vocab_size: {vocab_size} has no room for text; set more than the {reserved} other pieces"
@@ -134,7 +144,7 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, sentinels: int) -> by
             unk_id=UNK,
             bos_id=BOS,
             eos_id=EOS,
-            control_symbols=[sentinel_piece(i) for i in range(sentinels)],
+            control_symbols=[*map(sentinel_piece, range(sentinels)), *([MASK_PIECE] if mask else [])],
             byte_fallback=True,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
@@ -191,4 +201,22 @@ def _special_tokens(processor: sentencepiece.SentencePieceProcessor, path: Path,
             f"data.tokenizer: {path} has {len(sentinels)} sentinel pieces <extra_id_0>..., {wanted} are needed "
             f"(objective.sentinels); train one that has: `{TRAIN_COMMAND}`"
         )
-    return SpecialTokens(unk=unk, sentinels=tuple(sentinels), **ids)
+    mask = next((token for piece in MASK_PIECES if (token := processor.piece_to_id(piece)) != unk), None)
+    no_text = frozenset(sentinels if mask is None else [*sentinels, mask])
+    return SpecialTokens(
+        unk=unk, sentinels=tuple(sentinels), mask=mask, spelling=partial(_spelling, processor, no_text), **ids
+    )
+
+
+def _spelling(processor: sentencepiece.SentencePieceProcessor, no_text: frozenset[int]) -> list[bytes]:
+    """For each id the bytes of its text; b"" for special pieces, which `no_text` are too whatever their type."""
+    spelling = []
+    for token, piece in enumerate(processor.id_to_piece(list(range(processor.get_piece_size())))):
+        kinds = processor.is_control, processor.is_unknown, processor.is_unused
+        if token in no_text or any(kind(token) for kind in kinds):
+            spelling.append(b"")
+        elif processor.is_byte(token):
+            spelling.append(bytes([int(piece[3:5], 16)]))  # <0x0A>
+        else:
+            spelling.append(piece.replace(SPACE, " ").encode())
+    return spelling

@@ -7,7 +7,6 @@ and optionally int8 mode[S], which is not used here.
 
 from __future__ import annotations
 
-import os
 import struct
 from array import array
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from types import TracebackType
 import numpy as np
 
 from pretrain.errors import DataError
+from pretrain.state.files import flush
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -121,7 +121,7 @@ class TokenWriter:
     def _finish(self) -> None:
         if self._open:
             self.end_document()
-        _flush(self._bin)
+        flush(self._bin)
         lengths = np.frombuffer(self._lengths, dtype=np.int32) if len(self._lengths) else np.empty(0, np.int32)
         ends = np.cumsum(lengths, dtype=np.int64) * self._dtype.itemsize
         pointers = np.concatenate([[0], ends[:-1]])[: len(ends)]
@@ -130,12 +130,7 @@ class TokenWriter:
             index.write(lengths.astype("<i4").tobytes())
             index.write(pointers.astype("<i8").tobytes())
             index.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
-            _flush(index)
-
-
-def _flush(file: object) -> None:
-    file.flush()  # type: ignore[attr-defined]
-    os.fsync(file.fileno())  # type: ignore[attr-defined]
+            flush(index)
 
 
 def _read_index(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray, np.ndarray]:

@@ -5,13 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from pretrain import __version__
+from pretrain.hf.completers import COMPLETERS
 from pretrain.hf.hosts import Host
 from pretrain.hf.trained import TrainedModel
 from pretrain.hf.verify import Verification
 
+DEEPNET = ("DeepNet: Scaling Transformers to 1,000 Layers", "2203.00555")
 PAPERS = {
-    "deepnorm": ("DeepNet: Scaling Transformers to 1,000 Layers", "2203.00555"),
+    "deepnorm": DEEPNET,
+    "post_ln_init": DEEPNET,
+    "deepnorm_sqrt": ("GLM-130B: An Open Bilingual Pre-trained Model", "2210.02414"),
     "post_ln": ("Attention Is All You Need", "1706.03762"),
+    "pre_ln": ("On Layer Normalization in the Transformer Architecture", "2002.04745"),
+    "lns": ("The Curse of Depth in Large Language Models", "2502.05795"),
+}
+FAMILIES = {
+    "decoder": "{decoder_layers} layer decoder",
+    "encoder": "{encoder_layers} layer encoder",
+    "encoder_decoder": "{encoder_layers} + {decoder_layers} layer encoder-decoder",
 }
 FIGURES = {
     "validation_loss": "validation loss (nats a token)",
@@ -33,7 +44,7 @@ tags:
 
 # {name}
 
-A {encoder_layers} + {decoder_layers} layer encoder-decoder with `{block}` blocks, trained with kilolayer {version} and
+A {family} with `{block}` blocks, trained with kilolayer {version} and
 converted to the native `{host}` class: it loads without remote code.{paper}
 
 ```python
@@ -41,12 +52,10 @@ from transformers import {auto}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = {auto}.from_pretrained("FOLDER")
-inputs = tokenizer("def add(a, b):\\n    return <extra_id_0>\\n", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs)[0]))
+{example}
 ```
 
-The model restores spans of text that `<extra_id_0>`, `<extra_id_1>`, ... stand for; its output lists each sentinel
-with the text it stands for.
+{purpose}
 
 ## Architecture
 
@@ -70,14 +79,16 @@ def model_card(trained: TrainedModel, host: Host, license_name: str, verificatio
     """README.md: metadata for the Hub, use, architecture, training facts, exactness of the conversion."""
     model = trained.experiment.model
     block = model.block.kind  # type: ignore[attr-defined]
+    completer = COMPLETERS.get(trained.experiment.objective.kind, COMPLETERS[host.objective])  # type: ignore[attr-defined]
     title, number = PAPERS.get(block, ("", ""))
     return TEMPLATE.format(
         pipeline_tag=host.pipeline_tag,
         license=license_name,
         block=block,
         name=trained.experiment.name,
-        encoder_layers=model.encoder_layers,
-        decoder_layers=model.decoder_layers,
+        family=FAMILIES[model.family].format(**model.model_dump()),
+        example=completer.example.format(prompt=completer.prompt),
+        purpose=completer.purpose,
         version=__version__,
         host=host.model_class.__name__,
         auto=host.auto_class.__name__,
@@ -92,15 +103,21 @@ def _rows(facts: dict[str, Any]) -> str:
     return "\n".join(f"| {name} | {value} |" for name, value in facts.items())
 
 
+def _sides(**numbers: int) -> str:
+    """`3 encoder, 2 decoder`, or the one number that is not zero."""
+    there = {name: number for name, number in numbers.items() if number}
+    return str(*there.values()) if len(there) == 1 else ", ".join(f"{number} {name}" for name, number in there.items())
+
+
 def _architecture(trained: TrainedModel) -> dict[str, Any]:
     model, shape = trained.experiment.model, trained.architecture
     parameters = sum(parameter.numel() for parameter in shape.skeleton.parameters())
     return {
         "parameters": f"{parameters:,}",
-        "layers": f"{model.encoder_layers} encoder, {model.decoder_layers} decoder",
+        "layers": _sides(encoder=model.encoder_layers, decoder=model.decoder_layers),
         "hidden size, heads, FFN": f"{model.hidden_size}, {model.num_heads}, {model.ffn_size} ({model.activation})",
         "vocabulary": f"{shape.vocab_size} rows, {trained.tokenizer.vocab_size} pieces (SentencePiece)",
-        "lengths": f"{shape.source_length} source, {shape.target_length} target tokens",
+        "lengths": f"{_sides(source=shape.source_length, target=shape.target_length)} tokens",
         "tied embeddings": "yes" if model.tie_embeddings else "no",
     }
 

@@ -18,10 +18,11 @@ from pretrain.hf.card import model_card
 from pretrain.hf.hosts import Host, host_for
 from pretrain.hf.quiet import quiet
 from pretrain.hf.tokenizer import fast_tokenizer
-from pretrain.hf.trained import TOKENIZER, TrainedModel
+from pretrain.hf.trained import TrainedModel
 from pretrain.hf.verify import Verification, record
 from pretrain.hf.verify import verify as verify_folder
-from pretrain.state.files import sync_folder, write_text
+from pretrain.state.files import sync, write_text
+from pretrain.state.run_files import TOKENIZER
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ORIGIN = "kilolayer.json"
@@ -93,15 +94,15 @@ def _write(trained: TrainedModel, host: Host, folder: Path, dtype: torch.dtype, 
             model.save_pretrained(folder, max_shard_size=max_shard_size)
         except ValueError as error:  # how transformers refuses a size it cannot read
             raise UserError(f"--max-shard-size {max_shard_size}: {' '.join(str(error).split())}") from error
-        length = architecture.source_length or architecture.target_length
-        fast_tokenizer(trained.tokenizer.path, length).save_pretrained(folder)
+        path, length = trained.tokenizer.path, architecture.sequence_length
+        fast_tokenizer(path, length, host.marks, host.padding_side).save_pretrained(folder)
     shutil.copyfile(trained.tokenizer.path, folder / TOKENIZER)
 
 
 def _origin(trained: TrainedModel, host: Host, verification: Verification | None) -> dict[str, Any]:
     """What import needs beside the host's config, and what marks the folder as an export. No paths of this machine."""
     experiment = trained.experiment.model_dump(mode="json")
-    kept = ("sequence_length", "pad_vocab_to", "vocab_size")
+    kept = ("sequence_length", "document_mask", "pad_vocab_to", "vocab_size")
     return {
         "format": FORMAT,
         "version": __version__,
@@ -161,5 +162,5 @@ def _move(draft: Path, out: Path) -> None:
     if out.exists():
         out.rename(aside)
     draft.rename(out)
-    sync_folder(out.parent)
+    sync(out.parent)
     shutil.rmtree(aside, ignore_errors=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from transformers import AutoConfig
 
@@ -19,13 +20,12 @@ from pretrain.hf.export import draft_folder, read_origin
 from pretrain.hf.hosts import Host, host_of_type
 from pretrain.hf.hosts.base import refusal
 from pretrain.hf.quiet import quiet
-from pretrain.hf.trained import CONFIG, TOKENIZER, Architecture
+from pretrain.hf.trained import Architecture
 from pretrain.hf.transforms import Entry, Rows
 from pretrain.hf.verify import load
 from pretrain.state.index import WEIGHT, Box, Index, Piece
+from pretrain.state.run_files import CONFIG, TOKENIZER
 from pretrain.state.writer import commit, rank_file, write_common_files, write_rank_file
-
-DEFAULT_BLOCK = "post_ln"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ def import_(
     Args:
         folder: a folder that `export` wrote, or another of a class that our families hold exactly.
         out: checkpoint folder to make; must not exist.
-        block: model.block.kind to unfold to; default: what the folder was exported from, else post_ln.
+        block: model.block.kind to unfold to; default: what the folder was exported from, else
+            pre_ln or post_ln, as its class computes.
         source_length, target_length: positions to keep; default: what it was exported from, else all.
 
     Raises:
@@ -67,6 +68,7 @@ def import_(
     with quiet():
         host, architecture, experiment = _describe(folder, block, source_length, target_length)
         model = load(host, folder)
+        host.absorb(model)
     weights = _unfold(host, architecture, mapping.tensors(model), may_cut=bool(source_length or target_length))
     del model
     _write_checkpoint(out, weights, experiment, folder / TOKENIZER)
@@ -82,27 +84,34 @@ def _describe(
     data: dict[str, Any] = dict(origin.get("experiment", {}))
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     host = host_of_type(config.model_type)
-    section = {"kind": block} if block else data.get("model", {}).get("block", {"kind": DEFAULT_BLOCK})
-    found = host.architecture_of(config, section)
-    architecture = Architecture(
-        found.model,
-        found.vocab_size,
-        _length("--source-length", source_length or origin.get("source_length"), found.source_length),
-        _length("--target-length", target_length or origin.get("target_length"), found.target_length),
+    known = dict(data.get("model", {})) | ({"block": {"kind": block}} if block else {})
+    try:
+        found = host.architecture_of(config, known)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise UserError(f"{folder}/config.json: model.{where} = {problem['input']!r}: {problem['msg']}") from error
+    architecture = replace(
+        found,
+        source_length=_length("--source-length", source_length, origin.get("source_length"), found.source_length),
+        target_length=_length("--target-length", target_length, origin.get("target_length"), found.target_length),
     )
     if reason := refusal(host, architecture):
-        raise UserError(f"--block {block}: {reason}")
+        raise UserError(f"{f'--block {block}' if block else folder}: {reason}")
     data["name"] = data.get("name", "imported")
+    data["objective"] = data.get("objective", {"kind": host.objective})
     data["model"] = architecture.model.model_dump(mode="json")
-    data["data"] = {**data.get("data", {}), "sequence_length": architecture.source_length}
+    data["data"] = {**data.get("data", {}), "sequence_length": architecture.sequence_length}
     return host, architecture, build_experiment(data)
 
 
-def _length(option: str, wanted: int | None, available: int) -> int:
+def _length(option: str, wanted: int | None, exported: int | None, available: int) -> int:
+    """Positions to keep: what the user wants, else what the folder was exported from, else all."""
     if wanted is None:
-        return available
+        return exported or available
     if not 0 < wanted <= available:
-        raise UserError(f"{option} {wanted}: the folder has {available} positions; give 1 to {available}")
+        has = f"the folder has {available} positions; give 1 to {available}"
+        raise UserError(f"{option} {wanted}: {has if available else 'the model has no such stack; leave it out'}")
     return wanted
 
 
@@ -114,27 +123,32 @@ def _unfold(host: Host, architecture: Architecture, theirs: dict[str, Tensor], m
     found: dict[str, Tensor] = {}
     for entry in entries:
         target = theirs[entry.target]
-        if entry.source is None:
-            if target.any():
-                raise UserError(f"{entry.target}: is not zero, and our model has no such parameter")
+        if not entry.sources:
+            _refuse_other(entry, target)
             continue
         if not may_cut:
-            _refuse_rest(entry, target, shapes[entry.source])
-        value = entry.transform.undo(target, shapes[entry.source]).to(torch.float32)
-        if tuple(value.shape) != shapes[entry.source]:
-            raise CheckpointError(
-                f"{entry.target}: becomes {list(value.shape)}, {entry.source} has {list(shapes[entry.source])}"
-            )
-        if entry.duplicate and not torch.equal(value, found[entry.source]):
-            raise UserError(f"{entry.target}: differs from the table it should be a copy of; our model has one table")
-        found[entry.source] = value
+            _refuse_rest(entry, target, shapes)
+        for name, value in entry.undo(target, [shapes[name] for name in entry.sources]).items():
+            if tuple(value.shape) != shapes[name]:
+                raise CheckpointError(f"{entry.target}: becomes {list(value.shape)}, {name} has {list(shapes[name])}")
+            value = value.to(torch.float32)
+            if entry.duplicate and not torch.equal(value, found[name]):
+                raise UserError(f"{entry.target}: differs from {name}, which it should be a copy of")
+            found[name] = value
     return {name: found[name] for name in shapes}
 
 
-def _refuse_rest(entry: Entry, target: Tensor, shape: tuple[int, ...]) -> None:
-    if isinstance(entry.transform, Rows) and entry.transform.rest(target, shape).any():
+def _refuse_other(entry: Entry, target: Tensor) -> None:
+    wanted = entry.constant(tuple(target.shape)).to(target.dtype)
+    if not torch.equal(target, wanted):
+        what = "not what our model computes" if wanted.any() else "not zero, and our model has no such parameter"
+        raise UserError(f"{entry.target}: is {what}")
+
+
+def _refuse_rest(entry: Entry, target: Tensor, shapes: dict[str, tuple[int, ...]]) -> None:
+    if isinstance(entry.transform, Rows) and entry.transform.rest(target, shapes[entry.sources[0]]).any():
         raise UserError(
-            f"{entry.target}: has more trained positions than the {shape[0]} it was exported with; "
+            f"{entry.target}: has more trained positions than the {shapes[entry.sources[0]][0]} it was exported with; "
             "say how many to keep by --source-length and --target-length"
         )
 

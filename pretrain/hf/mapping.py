@@ -30,7 +30,7 @@ def check_map(entries: Sequence[Entry], ours: Iterable[str], theirs: Iterable[st
     Raises:
         CheckpointError: names what is left over, missing, or there twice.
     """
-    sources = Counter(entry.source for entry in entries if entry.source is not None and not entry.duplicate)
+    sources = Counter(name for entry in entries if not entry.duplicate for name in entry.sources)
     targets = Counter(entry.target for entry in entries)
     ours, theirs = set(ours), set(theirs)
     problems = (
@@ -59,7 +59,8 @@ def build(host: Host, architecture: Architecture, tokens: SpecialTokens, dtype: 
     model = model.to(dtype).to_empty(device="cpu")
     model.tie_weights()  # to_empty gives every tied name a tensor of its own
     model.config.dtype = dtype
-    model.generation_config = host.generation_config(architecture, tokens)
+    if (generation := host.generation_config(architecture, tokens)) is not None:
+        model.generation_config = generation
     return model.eval()
 
 
@@ -86,12 +87,11 @@ def fill(model: nn.Module, entries: Sequence[Entry], read: Read, ours: Iterable[
 
 def converted(entry: Entry, read: Read, shape: tuple[int, ...]) -> Tensor:
     """What the host's tensor of `shape` must hold, before the cast to the host's dtype."""
-    if entry.source is None:
-        return torch.zeros(shape)
-    value = entry.transform.apply(read(entry.source), shape)
+    value = entry.apply(read, shape)
     if tuple(value.shape) != shape:
         raise CheckpointError(
-            f"name map: {entry.source} becomes shape {list(value.shape)}, and {entry.target} has {list(shape)}"
+            f"name map: {' + '.join(entry.sources)} becomes shape {list(value.shape)}, and {entry.target} has "
+            f"{list(shape)}"
         )
     return value
 

@@ -39,20 +39,23 @@ def probe_texts() -> list[str]:
     return [*source_lines(), *AWKWARD]
 
 
-def probe_batch(experiment: Experiment, tokenizer: Tokenizer, source_length: int) -> dict[str, Tensor]:
+def probe_batch(experiment: Experiment, tokenizer: Tokenizer, sequence_length: int) -> dict[str, Tensor]:
     """A batch as training makes it, of texts of different lengths: padding in sources and in targets.
 
+    Every sample is one document without a prefix, whatever the experiment trains on: that is what a native class reads.
+
     Returns:
-        input_ids and attention_mask [4, S], decoder_input_ids and labels [4, T], sample_key [4], int64.
+        int64 arrays of the objective, [4, S] or [4, T], and sample_key [4].
     """
-    objective = OBJECTIVES.build(experiment.objective, tokenizer.special, source_length)
+    objective = OBJECTIVES.build(experiment.objective, tokenizer.special, sequence_length)
     ids = np.array(tokenizer.encode("\n".join(source_lines())), dtype=np.int64)
     rng = np.random.default_rng(0)
     samples = []
     for number, share in enumerate(SHARES):
-        length = max(2, int(objective.raw_length * share))
+        length = min(max(2, int(objective.raw_length * share)), objective.raw_length)
         text = np.resize(np.roll(ids, -number * len(ids) // len(SHARES)), length)
         samples.append(objective.sample(text, rng))
     batch = {key: torch.from_numpy(np.stack([sample[key] for sample in samples])) for key in samples[0]}
+    batch["attention_mask"] = (batch["attention_mask"] != 0).long()
     batch["sample_key"] = torch.arange(len(samples))
     return batch

@@ -7,6 +7,7 @@ byte pieces (leading spaces, runs of spaces and newlines are lost), so the piece
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,41 @@ from transformers import PreTrainedTokenizerFast
 
 from pretrain.data.tokenizer import Tokenizer as SentencePieceTokenizer
 from pretrain.errors import CheckpointError, DataError
+from pretrain.objectives.tokens import SpecialTokens
 
 ModelProto: Any = vars(sentencepiece_format)["ModelProto"]  # made at import, so no type checker sees it
 SPACE = "\u2581"  # what SentencePiece writes for a space
 
 
-def fast_tokenizer(model_path: str | Path, model_max_length: int) -> PreTrainedTokenizerFast:
+@dataclass(frozen=True)
+class Marks:
+    """What a model reads around a text: bos before it, eos behind it. (A decoder's prompt has no end.)"""
+
+    bos: bool
+    eos: bool
+
+    def around(self, ids: list[int], special: SpecialTokens) -> list[int]:
+        return [special.bos] * self.bos + ids + [special.eos] * self.eos
+
+
+SOURCE = Marks(bos=False, eos=True)
+
+
+def fast_tokenizer(
+    model_path: str | Path, model_max_length: int, marks: Marks = SOURCE, padding_side: str = "right"
+) -> PreTrainedTokenizerFast:
     """Build the fast tokenizer of a SentencePiece model (BPE or unigram).
 
-    `tokenizer(text).input_ids` are SentencePiece's ids and eos at the end, as T5 has it; without eos with
+    `tokenizer(text).input_ids` are SentencePiece's ids and the marks around them; without these with
     `add_special_tokens=False`. One thing differs on purpose: the name of a special piece in the text, such as
-    `<extra_id_0>`, becomes that piece, so that a prompt can hold sentinels. SentencePiece spells it out, and so does
-    the fast tokenizer when it is called with `split_special_tokens=True`.
+    `<extra_id_0>` or `<mask>`, becomes that piece, so that a prompt can hold blanks. SentencePiece spells it out, and
+    so does the fast tokenizer when it is called with `split_special_tokens=True`.
 
     Args:
         model_path: a .model file with pad, bos and eos.
         model_max_length: positions of the model; longer input is warned of by transformers.
+        marks: around each text; by default eos behind it, as T5 has it.
+        padding_side: "right" or "left"; where generation goes on from a batch's last column, it must be left.
 
     Raises:
         DataError: no SentencePiece model, or one with a normaliser that cannot be carried over.
@@ -43,10 +63,11 @@ def fast_tokenizer(model_path: str | Path, model_max_length: int) -> PreTrainedT
     tokenizer.normalizer = _normalizer(proto, Path(model_path))
     tokenizer.decoder = _decoder(proto)
     names = [piece.piece for piece in proto.pieces]
+    before, behind = [names[special.bos]] * marks.bos, [names[special.eos]] * marks.eos
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {names[special.eos]}",
-        pair=f"$A {names[special.eos]} $B {names[special.eos]}",
-        special_tokens=[(names[special.eos], special.eos)],
+        single=" ".join([*before, "$A", *behind]),
+        pair=" ".join([*before, "$A", *behind, "$B", *behind]),
+        special_tokens=[(names[token], token) for token in (special.bos, special.eos)],
     )
     kinds = ModelProto.SentencePiece
     tokenizer.add_special_tokens([_added(p.piece) for p in proto.pieces if p.type in (kinds.CONTROL, kinds.UNKNOWN)])
@@ -58,13 +79,17 @@ def fast_tokenizer(model_path: str | Path, model_max_length: int) -> PreTrainedT
         unk_token=names[special.unk],
         bos_token=names[special.bos],
         eos_token=names[special.eos],
+        mask_token=None if special.mask is None else names[special.mask],
         extra_special_tokens=[names[sentinel] for sentinel in special.sentinels],
         clean_up_tokenization_spaces=False,
+        padding_side=padding_side,
         model_input_names=["input_ids", "attention_mask"],
     )
 
 
-def verify_tokenizer(fast: PreTrainedTokenizerFast, tokenizer: SentencePieceTokenizer, texts: Iterable[str]) -> int:
+def verify_tokenizer(
+    fast: PreTrainedTokenizerFast, tokenizer: SentencePieceTokenizer, texts: Iterable[str], marks: Marks = SOURCE
+) -> int:
     """Check that both tokenizers give the same ids and the same text back. Returns the number of texts.
 
     Of a unigram model the same pieces in another order pass too: they are equally likely (`--` + `-` or `-` + `--`),
@@ -77,7 +102,7 @@ def verify_tokenizer(fast: PreTrainedTokenizerFast, tokenizer: SentencePieceToke
     checked = 0
     for text in texts:
         ids = tokenizer.encode(text)
-        wanted = [*ids, tokenizer.special.eos]
+        wanted = marks.around(ids, tokenizer.special)
         found = fast(text, verbose=False).input_ids
         if found != wanted and not (unigram and sorted(found) == sorted(wanted)):
             raise CheckpointError(

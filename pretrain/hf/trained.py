@@ -14,23 +14,24 @@ from torch import Tensor
 
 from pretrain.config.load import load_experiment
 from pretrain.config.schema import Experiment, ModelSection
+from pretrain.data.prepare import build_objective
 from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError
 from pretrain.models.layer_list import LayerList
 from pretrain.models.layers import ModelSpec
 from pretrain.models.registry import FAMILIES
-from pretrain.state.files import replace_text
 from pretrain.state.reader import Checkpoint, resolve_checkpoint
+from pretrain.state.run_files import CHECKPOINTS, CONFIG, METRICS, TOKENIZER, read_summary
 
-CONFIG, TOKENIZER, SUMMARY, METRICS = "config.yaml", "tokenizer.model", "summary.json", "metrics.jsonl"
 TOKEN_TABLE = "token_embedding.weight"
+OUTPUT_TABLE = "output_projection.weight"
 SOURCE_TABLE = "encoder.embeddings.positions.weight"
 TARGET_TABLE = "decoder.embeddings.positions.weight"
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model without weights.
+    """A model without weights, as it reads one document a sample.
 
     Attributes:
         vocab_size: rows of the token embedding.
@@ -41,6 +42,11 @@ class Architecture:
     vocab_size: int
     source_length: int
     target_length: int
+
+    @property
+    def sequence_length(self) -> int:
+        """Positions of the encoder, or of a decoder alone: data.sequence_length."""
+        return self.source_length or self.target_length
 
     @cached_property
     def spec(self) -> ModelSpec:
@@ -113,13 +119,9 @@ class TrainedModel:
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder}: it has no {name}; export needs a checkpoint that a run wrote")
         experiment = load_experiment(str((folder / CONFIG).resolve()))
-        model = cls(
-            checkpoint,
-            experiment,
-            _architecture(checkpoint, experiment),
-            Tokenizer.load(folder / TOKENIZER),
-            _run_of(folder),
-        )
+        tokenizer = Tokenizer.load(folder / TOKENIZER)
+        architecture = _architecture(checkpoint, experiment, tokenizer)
+        model = cls(checkpoint, experiment, architecture, tokenizer, _run_of(folder))
         model._check()
         return model
 
@@ -141,54 +143,41 @@ class TrainedModel:
 
     def training_facts(self) -> dict[str, Any]:
         """Figures of the run at this checkpoint's step: what metrics.jsonl and summary.json say, if they do."""
+        facts = self.metrics()
+        if self.run is not None:
+            summary = read_summary(self.run)
+            if summary.get("step", self.checkpoint.step) == self.checkpoint.step:
+                facts |= summary
+        return facts
+
+    def metrics(self) -> dict[str, Any]:
+        """What metrics.jsonl says of this checkpoint's step."""
         facts: dict[str, Any] = {}
-        if self.run is None:
-            return facts
-        metrics = self.run / METRICS
-        for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []:
+        path = self.run / METRICS if self.run is not None else None
+        for line in path.read_text(encoding="utf-8").splitlines() if path and path.is_file() else []:
             try:
                 record = json.loads(line)
             except ValueError:  # the last line of a run that was killed
                 continue
             if isinstance(record, dict) and record.get("step") == self.checkpoint.step:
-                facts.update(record)
-        summary = read_summary(self.run)
-        if summary.get("step", self.checkpoint.step) == self.checkpoint.step:
-            facts.update(summary)
+                facts |= record
         return facts
 
 
-def _architecture(checkpoint: Checkpoint, experiment: Experiment) -> Architecture:
+def _architecture(checkpoint: Checkpoint, experiment: Experiment, tokenizer: Tokenizer) -> Architecture:
+    """Lengths are those of the position tables; computed positions have none, so the objective says it."""
+
     def rows(name: str) -> int:
         return checkpoint.index.shape(name)[0] if name in checkpoint.index else 0
 
-    return Architecture(experiment.model, rows(TOKEN_TABLE), rows(SOURCE_TABLE), rows(TARGET_TABLE))
+    lengths = rows(SOURCE_TABLE), rows(TARGET_TABLE)
+    if not any(lengths):
+        objective = build_objective(experiment, tokenizer)
+        lengths = objective.source_length, objective.target_length
+    return Architecture(experiment.model, rows(TOKEN_TABLE), *lengths)
 
 
 def _run_of(folder: Path) -> Path | None:
     checkpoints = folder.resolve().parent
     run = checkpoints.parent
-    return run if checkpoints.name == "checkpoints" and (run / CONFIG).is_file() else None
-
-
-def read_summary(run: Path) -> dict[str, Any]:
-    """summary.json of a run; empty if there is none.
-
-    Raises:
-        CheckpointError: it is there and is not a JSON object.
-    """
-    path = run / SUMMARY
-    if not path.is_file():
-        return {}
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        summary = None
-    if not isinstance(summary, dict):
-        raise CheckpointError(f"{path}: is not a JSON object; remove it, the next training session writes it again")
-    return summary
-
-
-def merge_summary(run: Path, figures: dict[str, Any]) -> None:
-    """Add `figures` to the run's summary.json, atomically."""
-    replace_text(run / SUMMARY, json.dumps({**read_summary(run), **figures}, indent=1) + "\n")
+    return run if checkpoints.name == CHECKPOINTS and (run / CONFIG).is_file() else None

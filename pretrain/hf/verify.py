@@ -23,8 +23,9 @@ from pretrain.hf import mapping
 from pretrain.hf.hosts import Host, host_for
 from pretrain.hf.probe import probe_batch, probe_texts
 from pretrain.hf.quiet import quiet
-from pretrain.hf.tokenizer import verify_tokenizer
-from pretrain.hf.trained import TOKENIZER, TrainedModel, merge_summary
+from pretrain.hf.tokenizer import Marks, verify_tokenizer
+from pretrain.hf.trained import TrainedModel
+from pretrain.state.run_files import TOKENIZER, merge_summary
 
 FOLD_BOUND = 1e-12  # the fold in memory, fp64
 SAVED_BOUND = 1e-6  # a float32 folder read back, computed in fp64: W / alpha was rounded to fp32
@@ -81,7 +82,7 @@ def verify(trained: TrainedModel, folder: Path, scratch: Path | None = None) -> 
     host = host_for(trained.architecture)
     with quiet():
         _check_config(host, trained, folder)
-        check_tokenizer(trained.tokenizer, folder)
+        check_tokenizer(trained.tokenizer, folder, host.marks)
         probe = Probe(trained, host)
         fold = probe.fold_in_memory()
         model = load(host, folder)
@@ -111,9 +112,10 @@ class Probe:
     def __init__(self, trained: TrainedModel, host: Host):
         self.trained = trained
         self.host = host
-        self.batch = probe_batch(trained.experiment, trained.tokenizer, trained.architecture.source_length)
+        self.batch = probe_batch(trained.experiment, trained.tokenizer, trained.architecture.sequence_length)
+        self.counts = host.answers(self.batch)
         self.logits = trained.architecture.logits(trained.checkpoint, self.batch, torch.float64)
-        self.largest = self.logits.abs().max().item()
+        self.largest = self.logits[self.counts].abs().max().item()
 
     def fold_in_memory(self) -> float:
         """Largest difference of the host's model filled in fp64. Raises CheckpointError above FOLD_BOUND."""
@@ -132,12 +134,11 @@ class Probe:
 
     @torch.no_grad()
     def difference(self, model: nn.Module, dtype: torch.dtype) -> float:
-        """Largest absolute difference of logits; infinite where either is not finite."""
-        inputs = {key: self.batch[key] for key in ("input_ids", "attention_mask", "decoder_input_ids")}
-        theirs = model.to(dtype)(**inputs, use_cache=False).logits.double()
+        """Largest absolute difference of logits that mean something; infinite where either is not finite."""
+        theirs = model.to(dtype)(**self.host.inputs(self.batch), use_cache=False).logits.double()
         if theirs.shape != self.logits.shape:
             raise CheckpointError(f"logits have shape {list(theirs.shape)} instead of {list(self.logits.shape)}")
-        difference = (theirs - self.logits).abs().max()
+        difference = (theirs - self.logits)[self.counts].abs().max()
         return difference.item() if torch.isfinite(difference) else float("inf")
 
     def bound(self, difference: float, bound: float, what: str, model: nn.Module) -> None:
@@ -168,6 +169,8 @@ class Probe:
             theirs = outputs.get(self.host.module_of(layer) or "")
             if not bad and theirs is not None and theirs.shape == hidden.shape:
                 difference = (theirs - hidden).abs()
+                if self.counts.shape == hidden.shape[:2]:  # an encoder's states may have another length
+                    difference = difference.where(self.counts[..., None], 0.0)
                 if not difference.max().item() <= bound:
                     sample, position, _ = torch.unravel_index(difference.argmax(), difference.shape)
                     bad.append(f"at {layer} (by {difference.max():.1e}, sample {sample}, position {position})")
@@ -257,8 +260,13 @@ def _check_config(host: Host, trained: TrainedModel, folder: Path) -> None:
             )
 
 
-def check_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+def check_tokenizer(tokenizer: Tokenizer, folder: Path, marks: Marks) -> None:
     """The folder's fast tokenizer gives SentencePiece's ids on real strings, and the .model file is the run's.
+
+    Args:
+        tokenizer: the run's.
+        folder: what `export` wrote.
+        marks: what the fast tokenizer must put around a text.
 
     Raises:
         CheckpointError: names the first string that differs.
@@ -270,4 +278,4 @@ def check_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         fast: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: its tokenizer cannot be loaded ({' '.join(str(error).split())})") from error
-    verify_tokenizer(fast, tokenizer, probe_texts())
+    verify_tokenizer(fast, tokenizer, probe_texts(), marks)

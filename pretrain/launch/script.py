@@ -27,6 +27,8 @@ class Job:
     """Time limit in SLURM's own notation."""
     tiny: bool = False
     deepspeed_config: str | None = None
+    init_from: str | None = None
+    """A checkpoint whose weights the run starts from; without effect once the run has checkpoints of its own."""
     cpus_per_task: int | None = None
     partition: str | None = None
     account: str | None = None
@@ -94,6 +96,7 @@ def _command(job: Job, python: str, repository: Path) -> list[str]:
     command = [python, "-u", str(repository / "pretrain" / "train.py"), "--recipe", job.recipe]
     command += ["--tiny"] if job.tiny else []
     command += ["--deepspeed_config", job.deepspeed_config] if job.deepspeed_config else []
+    command += ["--init-from", job.init_from] if job.init_from else []
     return [*command, "--resume", "auto", *job.overrides]
 
 

@@ -19,6 +19,7 @@ from pretrain.config.load import load_experiment
 from pretrain.errors import UserError
 from pretrain.launch.environment import REQUIRED
 from pretrain.launch.script import Job, limit_seconds, render
+from pretrain.state.reader import Checkpoint, has_checkpoint, resolve_checkpoint
 
 EXAMPLE = """example:
   python tools/submit.py --recipe demo --nodes 2 --gpus-per-node 8 --time 12:00:00 batch.global_batch_size=64
@@ -75,6 +76,8 @@ def submit(job: Job, environ: Mapping[str, str], dry_run: bool = False, say: Cal
     if job.deepspeed_config:
         deepspeed_config(experiment, plan, load_deepspeed_json(job.deepspeed_config))
     run_dir = Path(experiment.run_dir).expanduser().absolute()
+    if job.init_from and not has_checkpoint(run_dir / "checkpoints"):
+        Checkpoint(resolve_checkpoint(Path(job.init_from)), verify="sizes")
     script = render(job, experiment.name, run_dir, Path.cwd(), sys.executable)
     if dry_run:
         say(script.rstrip("\n"))
@@ -107,6 +110,7 @@ def _parser() -> Parser:
     add("--max-restarts", type=natural, default=Job.max_restarts, metavar="R", help="requeue at most R times")
     add("--save-seconds", type=positive, default=Job.save_seconds, metavar="S", help="stop S s before the limit")
     add("--deepspeed_config", metavar="FILE", help="DeepSpeed JSON, as for pretrain/train.py")
+    add("--init-from", metavar="CKPT", help="start from these weights, as for pretrain/train.py")
     add("--tiny", action="store_true", help="the recipe's own small sizes")
     add("--dry-run", action="store_true", help="check the experiment and print the script; submit nothing")
     add("overrides", nargs="*", metavar="key.path=value", help="changes to the recipe")

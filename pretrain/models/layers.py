@@ -35,9 +35,9 @@ class LayerSpec:
     tie_key: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModelSpec:
-    """A model as data.
+    """A model as data; hashed by identity.
 
     Args:
         layers: in order of execution.

@@ -8,9 +8,9 @@ import torch
 
 from pretrain.monitors.signals import Signal
 from pretrain.parallel import collectives
+from pretrain.state.run_files import LAYERS
 from pretrain.training.callback import Callback
 from pretrain.training.loop import StepReport, Trainer
-from pretrain.training.run_folder import LAYERS
 
 
 class DepthSignals(Callback):

@@ -8,10 +8,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pretrain.state.run_files import METRICS
 from pretrain.training.callback import Callback
 from pretrain.training.evaluation import Evaluation
 from pretrain.training.loop import StepReport, Trainer
-from pretrain.training.run_folder import METRICS
 
 
 class Metrics(Callback):
@@ -22,7 +22,6 @@ class Metrics(Callback):
 
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
         progress, result = trainer.progress, report.result
-        tokens = trainer.experiment.batch.global_batch_size * trainer.tokens_per_sample
         self.latest = {
             "step": report.step,
             "tokens": progress.tokens,
@@ -31,7 +30,7 @@ class Metrics(Callback):
             "lr": report.lr,
             "grad_norm": result.grad_norm,
             "grad_norm_clipped": result.grad_norm_clipped,
-            "tokens_per_second": tokens / report.step_seconds,
+            "tokens_per_second": trainer.tokens_per_step / report.step_seconds,
             "mfu": None,  # the peak of the device is not stated
             "step_seconds": report.step_seconds,
             "data_seconds": report.data_seconds,
@@ -66,8 +65,7 @@ class Summary(Callback):
         self.rates: deque[float] = deque(maxlen=1000)
 
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
-        tokens = trainer.experiment.batch.global_batch_size * trainer.tokens_per_sample
-        self.rates.append(tokens / report.step_seconds)
+        self.rates.append(trainer.tokens_per_step / report.step_seconds)
 
     def on_end(self, trainer: Trainer) -> None:
         figures: dict[str, Any] = {

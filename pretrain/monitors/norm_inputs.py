@@ -1,4 +1,4 @@
-"""Root mean square of what enters each LayerNorm.
+"""Root mean square of what enters each norm of the blocks.
 
 ||dLN/dx|| = O(sqrt(d) / ||x||) (DeepNet, section 3): a growing input is a vanishing gradient.
 """
@@ -10,31 +10,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pretrain.blocks.base import Block
 from pretrain.models.layers import ModelSpec
 from pretrain.models.parameters import row_group
 from pretrain.monitors.signals import Rows, Signal, stack_depths
 from pretrain.parallel.engine import Engine
 
-BRANCHES = ("self_attention", "cross_attention", "ffn")
-
 
 class NormInputs(Signal):
-    """RMS over samples, positions and width, a row a layer and branch; padding included, recomputation not."""
+    """RMS over samples, positions and width, a row a layer and norm; padding included, recomputation not.
+
+    Where a design leaves out the norm of a layer, the row shows what would have entered it.
+    """
 
     name = "norm_input_rms"
 
     def __init__(self, spec: ModelSpec):
-        stacks = [group for group in stack_depths(spec) if group in ("encoder", "decoder")]
-        depths = stack_depths(spec)
-        self.rows = Rows.of(
-            {
-                f"{stack}.{branch}": depths[stack]
-                for stack in stacks
-                for branch in BRANCHES
-                if branch != "cross_attention" or (stack == "decoder" and "encoder" in stacks)
-            }
-        )
-
+        depths, sizes = stack_depths(spec), {}
+        for layer in spec.layers:
+            if layer.name.endswith(".layers.0"):  # has the names that all layers of its stack have
+                stack, _ = row_group(layer.name + ".x")
+                with torch.device("meta"):
+                    names = norms_of(layer.factory())
+                sizes |= {f"{stack}.{name}": depths[stack] for name in names}
+        self.rows = Rows.of(sizes)
         self.handles: list[Any] = []
 
     def prepare(self, engine: Engine) -> None:
@@ -45,11 +44,9 @@ class NormInputs(Signal):
         self.handles = []
         for layer, module in engine.layers.built_layers():
             stack, row = row_group(layer + ".x")
-            for branch in BRANCHES:
-                norm = getattr(module, f"{branch}_norm", None)
-                if norm is not None:
-                    index = self.rows.index(f"{stack}.{branch}", row)
-                    self.handles.append(norm.register_forward_pre_hook(self._listener(index)))
+            for name, norm in norms_of(module).items():
+                index = self.rows.index(f"{stack}.{name}", row)
+                self.handles.append(norm.register_forward_pre_hook(self._listener(index)))
 
     def _listener(self, index: int) -> Any:
         def listen(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -74,3 +71,8 @@ class NormInputs(Signal):
 
     def value(self, sums: Tensor, counts: Tensor) -> Tensor:
         return (sums / counts.clamp(min=1)).sqrt()
+
+
+def norms_of(module: nn.Module) -> dict[str, nn.Module]:
+    """A block's norms by name; what is no block has none that are asked for here."""
+    return module.norms() if isinstance(module, Block) else {}

@@ -39,11 +39,10 @@ class ProgressBar(Callback):
             )
 
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
-        tokens = trainer.experiment.batch.global_batch_size * trainer.tokens_per_sample
         text = f"loss {report.result.loss:.4f}"
         if self.evaluation.validation_loss is not None:
             text += f", validation {self.evaluation.validation_loss:.4f}"
-        text += f", {tokens / report.step_seconds:,.0f} tokens/s"
+        text += f", {trainer.tokens_per_step / report.step_seconds:,.0f} tokens/s"
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update()

@@ -1,3 +1,8 @@
-"""Objectives: a piece of text becomes inputs and labels; logits and labels become a loss."""
+"""Objectives: a piece of text becomes inputs and labels; logits and labels become a loss.
 
-from pretrain.objectives import span_denoising  # noqa: F401  (registers the kind)
+One file each, registered by `kind`. A new objective is one new file, imported here.
+"""
+
+from pretrain.objectives import bart_denoising, causal_lm, masked_lm, prefix_lm, span_denoising, translation
+
+__all__ = ["bart_denoising", "causal_lm", "masked_lm", "prefix_lm", "span_denoising", "translation"]

@@ -13,7 +13,11 @@ from pretrain.registry import Registry, Section
 class Objective(Protocol):
     """Turns a piece of text into the arrays of one sample.
 
-    Built as `Objective(config, tokens, sequence_length, document_mask)`.
+    Built as `Objective(config, tokens, sequence_length, document_mask)`. One whose samples are not cut from a stream of
+    text states what they are made of as `unit` (see `data.units`).
+
+    What it needs of the tokenizer stands in its config: a key `sentinels` for their number, the class attribute
+    `mask_piece = True` for a mask piece.
     """
 
     families: ClassVar[frozenset[str]]

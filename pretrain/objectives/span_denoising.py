@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from pretrain.errors import ConfigError
+from pretrain.objectives.arrays import padded
 from pretrain.objectives.cross_entropy import IGNORE_INDEX
 from pretrain.objectives.registry import OBJECTIVES
 from pretrain.objectives.tokens import SpecialTokens
@@ -95,7 +96,8 @@ class SpanDenoising:
         if plan.spans > config.sentinels:
             raise ConfigError(
                 f"objective.sentinels: {config.sentinels} are too few for data.sequence_length "
-                f"{sequence_length}, which has {plan.spans} spans; set objective.sentinels={plan.spans} or more, or a shorter source"
+                f"{sequence_length}, which has {plan.spans} spans; set objective.sentinels={plan.spans} or more, or a "
+                "smaller data.sequence_length"
             )
         if plan.spans > len(tokens.sentinels):
             raise ConfigError(
@@ -136,12 +138,12 @@ class SpanDenoising:
         eos = np.array([self.tokens.eos], dtype=np.int64)
         source = np.concatenate([*kept, eos])
         target = np.concatenate([*removed, eos])
-        labels = _pad(target, self.target_length, IGNORE_INDEX)
+        labels = padded(target, self.target_length, IGNORE_INDEX)
         shifted = np.concatenate([[self.tokens.bos], target[:-1]])
         return {
-            "input_ids": _pad(source, self.source_length, self.tokens.pad),
-            "attention_mask": _pad(np.ones_like(source), self.source_length, 0),
-            "decoder_input_ids": _pad(shifted, self.target_length, self.tokens.pad),
+            "input_ids": padded(source, self.source_length, self.tokens.pad),
+            "attention_mask": padded(np.ones_like(source), self.source_length, 0),
+            "decoder_input_ids": padded(shifted, self.target_length, self.tokens.pad),
             "labels": labels,
         }
 
@@ -168,9 +170,3 @@ def random_segmentation(items: int, segments: int, rng: np.random.Generator) -> 
     """Lengths [segments] of a uniformly random cut of `items` into non-empty segments; they sum to `items`."""
     cuts = np.sort(rng.choice(items - 1, segments - 1, replace=False)) + 1 if segments > 1 else np.empty(0, np.int64)
     return np.diff(np.concatenate([[0], cuts, [items]])).astype(np.int64)
-
-
-def _pad(values: np.ndarray, length: int, fill: int) -> np.ndarray:
-    padded = np.full(length, fill, dtype=np.int64)
-    padded[: len(values)] = values
-    return padded

@@ -15,6 +15,7 @@ from pretrain.models.layer_list import LayerList
 from pretrain.models.layers import ModelSpec
 from pretrain.objectives.cross_entropy import TokenLoss
 from pretrain.parallel.engine import Engine
+from pretrain.parallel.masters import fill_masters
 from pretrain.parallel.optimizer import adamw
 from pretrain.parallel.partition import stage_bounds
 from pretrain.parallel.process_group import accelerator
@@ -76,20 +77,27 @@ def build_engine(
         deepspeed_config: complete.
         weights_follow: a checkpoint fills the weights next, so initialising them would be wasted time.
     """
-    seed = None if weights_follow else experiment.train.seed
+    # In half precision DeepSpeed would round what is initialised here: the masters are filled afterwards.
+    exact = experiment.train.precision == "fp32"
+    seed = experiment.train.seed if exact and not weights_follow else None
     build: Callable[..., LayerList] = partial(
         LayerList, spec, seed=seed, checkpoint_every=experiment.train.activation_checkpointing
     )
     optimizer = partial(adamw, config=experiment.optimizer)
     loss = TokenLoss(experiment.loss.label_smoothing, experiment.loss.z_loss)
+    engine: Engine
     if experiment.parallel.pipeline_stages == 1:
         from pretrain.parallel.plain import PlainEngine
 
         layers = build()
         if accelerator() == "cuda":
             layers = layers.to(torch.device("cuda", torch.cuda.current_device()))
-        return PlainEngine(spec, layers, optimizer(layers), deepspeed_config, loss)
-    from pretrain.parallel.pipeline import PipelineEngine
+        engine = PlainEngine(spec, layers, optimizer(layers), deepspeed_config, loss)
+    else:
+        from pretrain.parallel.pipeline import PipelineEngine
 
-    bounds = [0, *(row.stop for row in stage_table(experiment, spec))]
-    return PipelineEngine(spec, bounds, build, optimizer, deepspeed_config, loss)
+        bounds = [0, *(row.stop for row in stage_table(experiment, spec))]
+        engine = PipelineEngine(spec, bounds, build, optimizer, deepspeed_config, loss)
+    if not exact and not weights_follow:
+        fill_masters(engine, spec, experiment.train.seed)
+    return engine

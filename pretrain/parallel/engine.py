@@ -98,5 +98,13 @@ class Engine(ABC):
     def set_optimizer_step_count(self, steps: int) -> None: ...
 
     @abstractmethod
+    def loss_scaler_state(self) -> dict[str, float]:
+        """What a dynamic loss scale (fp16) must know to go on, the same on every rank; empty where there is none."""
+
+    @abstractmethod
+    def load_loss_scaler_state(self, state: dict[str, float]) -> None:
+        """Put it back; an empty state, or one where the scale is fixed, changes nothing."""
+
+    @abstractmethod
     def publish_weights(self) -> None:
         """After writing into shards' weights: make the forward pass use them, on every rank."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pretrain.parallel.engine import Engine, Shard, StepResult
+from pretrain.parallel.loss_scale import load_scaler_state, scaler_state
 from pretrain.parallel.shards import create_moments, set_step_count, step_count, zero_shards
 
 
@@ -54,6 +55,16 @@ class ZeroEngine(Engine):
 
     def set_optimizer_step_count(self, steps: int) -> None:
         set_step_count(self.deepspeed.optimizer.optimizer, steps)
+
+    def loss_scaler_state(self) -> dict[str, float]:
+        return scaler_state(self._loss_scaler)
+
+    def load_loss_scaler_state(self, state: dict[str, float]) -> None:
+        load_scaler_state(self._loss_scaler, state)
+
+    @property
+    def _loss_scaler(self) -> Any:
+        return getattr(self.deepspeed.optimizer, "loss_scaler", None)  # DeepSpeed's BF16 optimizer has none
 
     def publish_weights(self) -> None:
         self.deepspeed.optimizer.update_lp_params()

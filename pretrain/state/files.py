@@ -6,6 +6,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 
 @dataclass(frozen=True)
@@ -20,26 +21,33 @@ def reached(point: str) -> None:
     """Called by name at every write point of a save. Does nothing; fault tests replace it to kill the process."""
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename in it survives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Flush a file's content, or a folder's entries, so that a write or a rename in it survives a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
 
 
-def sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def sync_tree(folder: Path) -> None:
+    """Flush all files and folders of a tree."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
+
+
+def flush(file: IO[bytes]) -> None:
+    """Flush what was written to an open file."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def write_file(path: Path, content: str | bytes) -> None:
     """Write and flush; the caller renames the folder it stands in."""
     with path.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
+        flush(file)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,7 +60,7 @@ def replace_file(path: Path, content: str | bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     write_file(temporary, content)
     temporary.replace(path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def replace_text(path: Path, text: str) -> None:

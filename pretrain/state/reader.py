@@ -133,6 +133,11 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
+def has_checkpoint(checkpoints: Path) -> bool:
+    """Whether the folder holds any step folder with a manifest, good or not."""
+    return any((folder / "manifest.json").exists() for folder in list_checkpoints(checkpoints))
+
+
 def resolve_checkpoint(path: Path) -> Path:
     """A checkpoint folder from what a user typed: itself, or a run's (then its newest complete one).
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pretrain.state.files import FileRecord, reached, record, sync_file, sync_folder, write_file, write_text
+from pretrain.state.files import FileRecord, reached, record, sync, write_file, write_text
 from pretrain.state.index import Index, Piece
 from pretrain.state.manifest import Manifest
 
@@ -43,7 +43,7 @@ def write_rank_file(folder: Path, rank: int, pieces: Sequence[Piece], buffers: d
     save_file(buffers, path, metadata={"pieces": header})
     path.chmod(0o644)  # safetensors makes it private to the user
     reached("rank_file_written")
-    sync_file(path)
+    sync(path)
     return record(path)
 
 
@@ -72,7 +72,7 @@ def commit(folder: Path, final: Path, step: int, layout: dict[str, Any], rank_fi
             files[path.name] = record(path)
     Manifest(step, layout, files).write(folder)
     reached("manifest_written")
-    sync_folder(folder)
+    sync(folder)
     folder.rename(final)
     reached("renamed")
-    sync_folder(final.parent)
+    sync(final.parent)

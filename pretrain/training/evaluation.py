@@ -6,9 +6,9 @@ from typing import Any
 
 from pretrain.data.loader import validation_batches
 from pretrain.data.samples import Samples
+from pretrain.state.run_files import METRICS
 from pretrain.training.callback import Callback
 from pretrain.training.loop import StepReport, Trainer
-from pretrain.training.run_folder import METRICS
 
 
 class Evaluation(Callback):

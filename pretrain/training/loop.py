@@ -68,6 +68,11 @@ class Trainer:
         """Why this rank wants to stop; `_agreed_stop` is what all ranks act on."""
 
     @property
+    def tokens_per_step(self) -> int:
+        """Source and target positions of a global batch, padding included."""
+        return self.experiment.batch.global_batch_size * self.tokens_per_sample
+
+    @property
     def last_step(self) -> int:
         """The step after which this session ends."""
         return self.experiment.train.stop_at_step or self.experiment.train.max_steps
@@ -112,7 +117,7 @@ class Trainer:
             )
         self.progress.step = step
         self.progress.samples += self.experiment.batch.global_batch_size
-        self.progress.tokens += self.experiment.batch.global_batch_size * self.tokens_per_sample
+        self.progress.tokens += self.tokens_per_step
         self.progress.loss = result.loss
         self._each("on_step_end", StepReport(step, result, lr, seconds, data_seconds))
 
@@ -127,6 +132,7 @@ class Trainer:
     def request_stop(self, reason: Stop) -> None:
         """Ask for the end after the current step; safe in a signal handler and from a thread."""
         self.stop = max(self.stop, reason)
+        self.folder.ending()
 
     def _agreed_stop(self) -> Stop:
         done = self.progress.step
@@ -134,7 +140,10 @@ class Trainer:
             self.request_stop(Stop.MAX_STEPS)
         elif done >= self.last_step:
             self.request_stop(Stop.STOP_AT_STEP)
-        return Stop(int(collectives.max_over(torch.tensor([int(self.stop)])).item()))
+        agreed = Stop(int(collectives.max_over(torch.tensor([int(self.stop)])).item()))
+        if agreed != Stop.NO:
+            self.folder.ending()
+        return agreed
 
     def _each(self, hook: str, *args: Any) -> None:
         for callback in self.callbacks:
@@ -146,6 +155,7 @@ class Trainer:
             "progress": self.progress.state_dict(),
             "data": self.loader.state_dict(),
             "optimizer_steps": self.engine.optimizer_step_count(),
+            "loss_scaler": self.engine.loss_scaler_state(),
             "callbacks": {type(callback).__name__: callback.state_dict() for callback in self.callbacks},
         }
 
@@ -153,5 +163,6 @@ class Trainer:
         self.progress.load_state_dict(state["progress"])
         self.loader.load_state_dict(state["data"])
         self.engine.set_optimizer_step_count(state["optimizer_steps"])
+        self.engine.load_loss_scaler_state(state.get("loss_scaler", {}))  # not there in older checkpoints
         for callback in self.callbacks:
             callback.load_state_dict(state["callbacks"].get(type(callback).__name__, {}))

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from pretrain.errors import UserError
+from pretrain.errors import CheckpointError, UserError
 from pretrain.state.files import replace_file, replace_text
+from pretrain.state.run_files import CHECKPOINTS, EVENTS, LAYERS, METRICS, finite, merge_summary, write_summary
 
-METRICS, LAYERS, EVENTS = "metrics.jsonl", "layers.jsonl", "events.jsonl"
-SUMMARY, CONFIG, TOKENIZER = "summary.json", "config.yaml", "tokenizer.model"
+
+GRACE = 3.0
+"""Seconds that a writer at work is waited for: a killed one needs a moment to be gone, and one whose launcher was killed
+learns of it within a second. A step may take longer than anybody wants to wait, so that nothing else is waited for."""
+PATIENCE = 600.0
+"""Seconds that a writer which is ending is waited for: it finishes its step and saves. An orphan gives up after as long."""
+ENDING = ", which is ending"
 
 
 class RunFolder:
@@ -29,43 +35,46 @@ class RunFolder:
     def __init__(self, path: Path, writes: bool):
         self.path = Path(path)
         self.writes = writes
-        self._lock: TextIO | None = None
-        self.checkpoints = self.path / "checkpoints"
+        self._lock: int | None = None
+        self.checkpoints = self.path / CHECKPOINTS
 
-    def acquire(self, patience: float = 10.0) -> None:
-        """Become the folder's one writer; the lock goes with the process, also by kill -9.
+    def acquire(self, grace: float = GRACE, patience: float = PATIENCE) -> None:
+        """Become the folder's one writer, if not yet; the lock goes with the process, also by kill -9.
 
         Args:
-            patience: seconds to wait for a writer that is just ending.
+            grace: seconds to wait for a writer that is at work.
+            patience: seconds to wait for one that has said that it is ending.
 
         Raises:
             UserError: another process writes here.
         """
-        if not self.writes:
+        if not self.writes or self._lock is not None:
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("a+")
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    self._lock.seek(0)
-                    owner = self._lock.read().strip() or "another process"
-                    raise UserError(
-                        f"run.dir = {self.path} is in use by {owner}; end that run, or set another run.dir"
-                    ) from None
-                time.sleep(0.2)
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {os.uname().nodename}")
-        self._lock.flush()
+        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        start, told = time.monotonic(), False
+        while not _take(lock):
+            waited, owner = time.monotonic() - start, _text(lock) or "another process"
+            if waited > (patience if owner.endswith(ENDING) else grace):
+                os.close(lock)
+                raise UserError(f"run.dir = {self.path} is in use by {owner}; end that run, or set another run.dir")
+            if waited > grace and not told:
+                print(f"run.dir = {self.path}: waiting for {owner}", file=sys.stderr, flush=True)
+                told = True
+            time.sleep(0.2)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, _owner().encode(), 0)
+        self._lock = lock
+
+    def ending(self) -> None:
+        """Say that this writer is ending, so that the next one waits; may be called from a signal handler or thread."""
+        if self._lock is not None:
+            os.pwrite(self._lock, (_owner() + ENDING).encode(), 0)
 
     def append(self, name: str, entry: dict[str, Any]) -> None:
         """One line of a .jsonl log; figures that are not finite become null, as JSON has none."""
         if self.writes:
-            line = json.dumps(_finite(entry)) + "\n"
+            line = json.dumps(finite(entry)) + "\n"
             with (self.path / name).open("a+b") as file:
                 if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
                     line = "\n" + line  # half a line of a killed writer ends here
@@ -91,12 +100,30 @@ class RunFolder:
             replace_file(self.path / name, content)
 
     def update_summary(self, figures: dict[str, Any]) -> None:
-        """Merge figures into summary.json."""
+        """Merge figures into summary.json; a damaged one is written anew."""
         if not self.writes:
             return
-        path = self.path / SUMMARY
-        known = json.loads(path.read_text()) if path.exists() else {}
-        replace_text(path, json.dumps(_finite({**known, **figures}), indent=1) + "\n")
+        try:
+            merge_summary(self.path, figures)
+        except CheckpointError:
+            write_summary(self.path, figures)
+
+
+def _take(handle: int) -> bool:
+    """Take the lock if it is free."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _text(handle: int) -> str:
+    return os.pread(handle, 1000, 0).decode(errors="replace")
+
+
+def _owner() -> str:
+    return f"process {os.getpid()} on {os.uname().nodename}"
 
 
 def _whole_lines(path: Path) -> list[str]:
@@ -109,13 +136,3 @@ def _whole_lines(path: Path) -> list[str]:
             continue
         lines.append(line if line.endswith("\n") else line + "\n")
     return lines
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from harness import CONTEXT, Group, figures, lines, losses, refused, train, train_main
-from targets_faults import WRITE_POINTS, train_and_die, train_with_full_disk
+from targets_faults import WRITE_POINTS, train_and_die, train_with_full_disk, train_with_loss_scaler
 
 PP2 = "parallel.pipeline_stages=2"
 
@@ -81,6 +81,21 @@ def test_any_of_three_layouts_goes_on_where_another_stopped(uninterrupted, comma
         (3, 1, 1),
         (6, 1, 2),
     ]
+
+
+def test_a_loss_scale_goes_on(command, tmp_path):
+    """fp16 needs a GPU; its scaler in an fp32 session goes through the same engine, checkpoint and resume."""
+
+    def session(run, *more):
+        assert Group(train_with_loss_scaler, 2, command(run, PP2, *more)).results() == [0, 0]
+        saved = sorted((tmp_path / run / "checkpoints").glob("step_*"))[-1]
+        return json.loads((saved / "training.json").read_text())["loss_scaler"]
+
+    whole = session("whole")
+    assert session("run", "train.stop_at_step=5")["cur_scale"] > 16
+    assert session("run") == whole
+    train(command("plain", PP2, "train.stop_at_step=4"), 2)
+    assert session("plain")["cur_iter"] == 4, "a checkpoint without a scale: the scaler begins anew"
 
 
 def test_bf16_resumes_exactly(command, tmp_path):

@@ -98,9 +98,7 @@ class TestShards:
         weights = assembled([rank["start"] for rank in ranks])
         expected = reference(config).state_dict()
         assert weights.keys() == expected.keys()
-        for name, value in expected.items():
-            if run[0] in BF16:  # DeepSpeed takes its masters from the rounded model
-                value = value.bfloat16().float()
+        for name, value in expected.items():  # in bf16 too: the masters are not those of the rounded model
             assert torch.equal(weights[name], value), name
 
     def test_moments_tile_too(self, run):

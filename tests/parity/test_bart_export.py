@@ -21,9 +21,9 @@ from pretrain.hf.probe import probe_batch, probe_texts
 from pretrain.hf.trained import TrainedModel
 from pretrain.hf.transforms import Copy, Entry
 from pretrain.hf.verify import verify
-from pretrain.models.layer_list import LayerList
 
 from .checkpoints import MakeCheckpoint, with_model
+from .ours import state_of, whole_model
 
 KINDS = ("post_ln", "deepnorm")
 
@@ -61,7 +61,7 @@ def test_logits_of_the_folder_by_users_own_code(checkpoint: Path, tmp_path: Path
     ours = whole_model(trained)
     hf = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "hf", dtype=torch.float64).eval()
     with torch.no_grad():
-        (expected,) = ours(ours_state(trained, batch))
+        (expected,) = ours(state_of(trained, batch))
         found = hf(**{key: batch[key] for key in ("input_ids", "attention_mask", "decoder_input_ids")}).logits
     assert (found - expected).abs().max() <= 1e-6
 
@@ -105,31 +105,21 @@ def test_greedy_generation_equals_the_trained_models(kind: str, make_checkpoint:
     hf = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "hf", dtype=torch.float64).eval()
 
     found = hf.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    expected = greedy(trained, batch)
+    expected = greedy_targets(trained, batch)
     assert found.shape[1] > 5
     assert torch.equal(found, expected[:, : found.shape[1]])
     assert (expected[:, found.shape[1] :] == trained.tokenizer.special.pad).all()
 
 
-def whole_model(trained: TrainedModel) -> torch.nn.Module:
-    model = LayerList(trained.architecture.spec).double().eval()
-    trained.checkpoint.fill(model.named_parameters())
-    return model
-
-
-def ours_state(trained: TrainedModel, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    return trained.architecture.spec.state(batch)
-
-
 @torch.no_grad()
-def greedy(trained: TrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def greedy_targets(trained: TrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """[B, T + 1] ids: without a cache, by the training engine's modules."""
     model, special = whole_model(trained), trained.tokenizer.special
     rows = batch["input_ids"].shape[0]
     ids = torch.full((rows, 1), special.bos)
     done = torch.zeros(rows, dtype=torch.bool)
     for _ in range(trained.architecture.target_length):
-        (logits,) = model(ours_state(trained, {**batch, "decoder_input_ids": ids}))
+        (logits,) = model(state_of(trained, {**batch, "decoder_input_ids": ids}))
         token = torch.where(done, special.pad, logits[:, -1].argmax(-1))
         done |= token == special.eos
         ids = torch.cat([ids, token[:, None]], dim=1)

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM, BartConfig, BartForConditionalGeneration
 
 from pretrain.errors import CheckpointError, UserError
@@ -20,10 +18,10 @@ from pretrain.hf.import_ import import_
 from pretrain.hf.probe import probe_batch
 from pretrain.hf.trained import TrainedModel
 from pretrain.hf.transforms import Fold
-from pretrain.models.layer_list import LayerList
 from pretrain.state.reader import Checkpoint
 
 from .checkpoints import SOURCE_LENGTH, MakeCheckpoint, perturb, with_model
+from .ours import loss_of, state_of, whole_model
 
 
 @pytest.fixture
@@ -54,21 +52,16 @@ def foreign(tokenizer_model: bytes, tmp_path: Path) -> Path:
     return tmp_path / "foreign"
 
 
-def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
-
-
 def test_foreign_bart_has_the_same_logits_and_gradients(foreign: Path, tmp_path: Path):
     import_(foreign, tmp_path / "imported")
     trained = TrainedModel.open(tmp_path / "imported")
     architecture = trained.architecture
     assert (architecture.source_length, architecture.target_length) == (SOURCE_LENGTH, SOURCE_LENGTH)
-    ours = LayerList(architecture.spec).double().eval()
-    trained.checkpoint.fill(ours.named_parameters())
+    ours = whole_model(trained)
     theirs = AutoModelForSeq2SeqLM.from_pretrained(foreign, dtype=torch.float64).eval()
     batch = probe_batch(trained.experiment, trained.tokenizer, SOURCE_LENGTH)
 
-    (our_logits,) = ours(architecture.spec.state(batch))
+    (our_logits,) = ours(state_of(trained, batch))
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "decoder_input_ids")}
     their_logits = theirs(**inputs).logits
     assert their_logits.abs().max() > 0.5
@@ -177,7 +170,7 @@ def test_what_cannot_be_imported(change, message: str, foreign: Path, tmp_path: 
 def test_tables_that_should_be_copies_must_be(make_checkpoint: MakeCheckpoint, tmp_path: Path):
     export(make_checkpoint(tmp_path / "c", with_model(tie_embeddings=False)), tmp_path / "hf", verify=False)
     change_weights(tmp_path / "hf", "model.decoder.embed_tokens.weight", lambda table: table + 1)
-    with pytest.raises(UserError, match=r"decoder\.embed_tokens\.weight: differs from the table"):
+    with pytest.raises(UserError, match=r"decoder\.embed_tokens\.weight: differs from token_embedding"):
         import_(tmp_path / "hf", tmp_path / "out")
 
 

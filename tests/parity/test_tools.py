@@ -7,18 +7,21 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pretrain.errors import UserError
-from pretrain.hf.complete import Filler, exported_folder, stale
+from pretrain.hf.complete import exported_folder, open_completer, stale
+from pretrain.hf.completers import Options
 from pretrain.hf.export import export
 from pretrain.hf.hosts import host_for
 from pretrain.hf.trained import TrainedModel
 from pretrain.state.manifest import Manifest
 
-from .checkpoints import MakeCheckpoint, with_model
+from .checkpoints import CONFIG, MakeCheckpoint, with_model
+from .conftest import Exported
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,10 +39,8 @@ def run(checkpoint: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exported") / "hf"
-    export(checkpoint, folder, verify=False)
-    return folder
+def bart(exported: Callable[[dict], Exported]) -> Path:
+    return exported(CONFIG).folder
 
 
 def tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -58,6 +59,7 @@ def test_export_verify_import_and_generate_by_the_tools(run: Path, tmp_path: Pat
 
     result = tool("convert_hf.py", "verify", run, out)
     assert result.returncode == 0, result.stderr
+    assert "validation loss not computed: " in result.stdout
 
     (out / "tokenizer.model").write_bytes(b"another")
     result = tool("convert_hf.py", "verify", run, out)
@@ -179,42 +181,41 @@ def test_a_checkpoint_without_its_tokenizer(make_checkpoint: MakeCheckpoint, tmp
         TrainedModel.open(folder)
 
 
-def test_blanks_are_filled_in_place(exported: Path):
-    filler = Filler(exported)
+def test_blanks_are_filled_in_place(bart: Path):
+    filler = open_completer(bart)
     blanks = filler.sentinels
     prompt = filler.encode("def <extra_id_0>(self):\n    return <extra_id_1>\n")
     assert [token for token in prompt if token in blanks] == blanks[:2]
 
     name, value = filler.encode("area")[:-1], filler.encode("self.width")[:-1]
     output = [2, blanks[0], *name, blanks[1], *value, 3, 0, 0]
-    done = filler._put_together(prompt, output)
+    done = filler.put_together(prompt, output)
     assert done.text == "def area(self):\n    return self.width\n"
-    assert done.spans == ["area", "self.width"]
+    assert done.parts == ["area", "self.width"]
 
-    partly = filler._put_together(prompt, [2, blanks[0], *name, 3])
+    partly = filler.put_together(prompt, [2, blanks[0], *name, 3])
     assert partly.text == "def area(self):\n    return <extra_id_1>\n"
 
 
-def test_a_prompt_without_blanks_is_continued(exported: Path):
-    filler = Filler(exported)
+def test_a_prompt_without_blanks_is_continued(bart: Path):
+    filler = open_completer(bart)
     assert filler.encode("import os")[-1] == filler.sentinels[0]
-    assert filler.fill("import os", max_new_tokens=4).text.startswith("import os")
+    assert filler.complete("import os", Options(max_new_tokens=4)).text.startswith("import os")
 
 
-def test_sampling_is_seeded_and_beams_search(exported: Path):
-    filler = Filler(exported)
+def test_sampling_is_seeded_and_beams_search(bart: Path):
+    filler = open_completer(bart)
     prompt = "for <extra_id_0> in range(10):"
-    first, again, other = (filler.fill(prompt, temperature=5.0, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (filler.complete(prompt, Options(temperature=5.0, seed=seed)) for seed in (1, 1, 2))
     assert first == again
     assert first != other
-    assert filler.fill(prompt) == filler.fill(prompt, seed=9)  # greedy knows no seed
-    assert filler.fill(prompt, num_beams=3).text.startswith("for ")
+    assert filler.complete(prompt) == filler.complete(prompt, Options(seed=9))  # greedy knows no seed
+    assert filler.complete(prompt, Options(num_beams=3)).text.startswith("for ")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt": "word " * 100}, "--prompt: .* tokens, the model reads at most 39"),
         ({"max_new_tokens": 0}, "--max-new-tokens 0"),
         ({"max_new_tokens": 1000}, "--max-new-tokens 1000"),
         ({"num_beams": 0}, "--num-beams 0"),
@@ -222,13 +223,18 @@ def test_sampling_is_seeded_and_beams_search(exported: Path):
         ({"temperature": 1.0, "num_beams": 2}, "give one of them"),
     ],
 )
-def test_wrong_generation_options(options: dict, message: str, exported: Path):
+def test_wrong_generation_options(options: dict, message: str, bart: Path):
     with pytest.raises(UserError, match=message):
-        Filler(exported).fill(**{"prompt": "a", **options})
+        open_completer(bart).complete("a", Options(**options))
 
 
-def test_which_folder_a_run_means(run: Path, exported: Path, tmp_path: Path):
-    assert exported_folder(exported) == exported
+def test_a_prompt_that_is_too_long(bart: Path):
+    with pytest.raises(UserError, match=r"--prompt: .* tokens, the model reads at most 39"):
+        open_completer(bart).complete("word " * 100)
+
+
+def test_which_folder_a_run_means(run: Path, bart: Path, tmp_path: Path):
+    assert exported_folder(bart) == bart
     with pytest.raises(UserError, match="neither a run"):
         exported_folder(tmp_path)
     folder = exported_folder(run)

@@ -6,11 +6,11 @@ both stacks, LayerNorm eps fixed at 1e-5, biases everywhere, a logits bias that 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor
 from transformers import (
     AutoModelForSeq2SeqLM,
     BartConfig,
@@ -19,38 +19,24 @@ from transformers import (
     PretrainedConfig,
 )
 
-from pretrain.blocks.norms import BASE_EPS, LayerNorm
-from pretrain.config.schema import ModelSection
-from pretrain.errors import UserError
-from pretrain.hf.hosts.base import Host, register
-from pretrain.hf.trained import TOKEN_TABLE, Architecture
-from pretrain.hf.transforms import Copy, Entry, Fold, Rows, Transform
+from pretrain.blocks.norms import BASE_EPS
+from pretrain.hf.hosts import shared
+from pretrain.hf.hosts.base import Batch, Host, register
+from pretrain.hf.tokenizer import SOURCE
+from pretrain.hf.trained import OUTPUT_TABLE, TOKEN_TABLE, Architecture
+from pretrain.hf.transforms import Entry
 from pretrain.objectives.tokens import SpecialTokens
 
+FAMILY = "encoder-decoder"  # in messages
 POSITION_OFFSET = 2
-ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu"}
-OUR_ACTIVATIONS = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | {"swish": "silu", "gelu_new": "gelu_tanh"}
-
-# Bart's module in a layer -> ours.
-ENCODER_LAYER = {
-    "self_attn.q_proj": "self_attention.q_proj",
-    "self_attn.k_proj": "self_attention.k_proj",
-    "self_attn.v_proj": "self_attention.v_proj",
-    "self_attn.out_proj": "self_attention.out_proj",
-    "self_attn_layer_norm": "self_attention_norm",
-    "fc1": "ffn.fc1",
-    "fc2": "ffn.fc2",
-    "final_layer_norm": "ffn_norm",
+CROSS_ATTENTION = {
+    theirs.replace("self_attn", "encoder_attn"): f"cross_attention.{ours.split('.')[1]}"
+    for theirs, ours in shared.ATTENTION.items()
 }
-DECODER_LAYER = ENCODER_LAYER | {
-    "encoder_attn.q_proj": "cross_attention.q_proj",
-    "encoder_attn.k_proj": "cross_attention.k_proj",
-    "encoder_attn.v_proj": "cross_attention.v_proj",
-    "encoder_attn.out_proj": "cross_attention.out_proj",
-    "encoder_attn_layer_norm": "cross_attention_norm",
+LAYERS = {
+    "encoder": shared.FAIRSEQ_LAYER,
+    "decoder": shared.FAIRSEQ_LAYER | CROSS_ATTENTION | {"encoder_attn_layer_norm": "cross_attention_norm"},
 }
-LAYERS = {"encoder": ENCODER_LAYER, "decoder": DECODER_LAYER}
-BRANCH_OUTPUTS = ("self_attn.out_proj", "encoder_attn.out_proj", "fc2")
 
 
 @register
@@ -62,16 +48,13 @@ class Bart(Host):
     auto_class = AutoModelForSeq2SeqLM
     pipeline_tag = "text2text-generation"
     family = "encoder_decoder"
-    blocks = frozenset({"post_ln", "deepnorm"})
+    blocks = shared.POST_LN
+    objective = "span_denoising"
+    marks = SOURCE
+    segments = False
 
     def objections(self, architecture: Architecture) -> Iterator[str]:
-        if not architecture.model.embedding_norm:
-            yield "model.embedding_norm is false, and it always normalises embeddings"
-        for name, layer in architecture.skeleton.built_layers():
-            wanted = getattr(layer, "alpha", 1.0) ** 2 * BASE_EPS
-            for norm in (module for module in layer.modules() if isinstance(module, LayerNorm)):
-                if not math.isclose(norm.eps, wanted, rel_tol=1e-12):
-                    yield f"the eps of a norm in {name} is {norm.eps}, and the fold needs alpha^2 * 1e-5 = {wanted}"
+        yield from shared.objections(architecture, BASE_EPS, embedding_norm=True)
 
     def config(self, architecture: Architecture, tokens: SpecialTokens) -> PretrainedConfig:
         model = architecture.model
@@ -85,7 +68,7 @@ class Bart(Host):
             decoder_attention_heads=model.num_heads,
             encoder_ffn_dim=model.ffn_size,
             decoder_ffn_dim=model.ffn_size,
-            activation_function=ACTIVATIONS[model.activation],
+            activation_function=shared.ACTIVATIONS[model.activation],
             dropout=model.dropout,
             attention_dropout=0.0,
             activation_dropout=0.0,
@@ -113,62 +96,51 @@ class Bart(Host):
             # An untied Bart has three input tables and reads the latter two.
             yield Entry("model.encoder.embed_tokens.weight", TOKEN_TABLE, duplicate=True)
             yield Entry("model.decoder.embed_tokens.weight", TOKEN_TABLE, duplicate=True)
-            yield Entry("lm_head.weight", "output_projection.weight")
+            yield Entry("lm_head.weight", OUTPUT_TABLE)
         yield Entry("final_logits_bias", None)
-        for stack in LAYERS:
-            positions = f"{stack}.embeddings.positions.weight"
-            yield Entry(f"model.{stack}.embed_positions.weight", positions, Rows(POSITION_OFFSET))
-            yield from _module(f"model.{stack}.layernorm_embedding", f"{stack}.embeddings.norm")
-        for name, layer in architecture.skeleton.built_layers():
-            if ".layers." in name:
-                yield from _layer(name, layer)
+        for stack, names in LAYERS.items():
+            positions = f"model.{stack}.embed_positions.weight"
+            yield shared.positions(positions, stack, architecture, POSITION_OFFSET)
+            yield from shared.module(f"model.{stack}.layernorm_embedding", f"{stack}.embeddings.norm")
+            for name, layer in shared.layers(architecture):
+                if name.startswith(stack):
+                    for theirs, ours in names.items():
+                        fold = shared.fold_of(layer, ours)
+                        yield from shared.module(f"model.{name}.{theirs}", f"{name}.{ours}", fold)
 
     def module_of(self, layer: str) -> str | None:
         if layer == "head":
             return None
         return f"model.{layer}".replace(".embeddings", ".layernorm_embedding")
 
-    def architecture_of(self, config: PretrainedConfig, block: dict[str, Any]) -> Architecture:
-        for key, theirs in _unlike(config):
-            raise UserError(f"config.json: {key} = {theirs!r} is not what our encoder-decoder can hold exactly")
-        model = ModelSection.model_validate(
-            {
-                "family": self.family,
-                "encoder_layers": config.encoder_layers,
-                "decoder_layers": config.decoder_layers,
-                "hidden_size": config.d_model,
-                "num_heads": config.encoder_attention_heads,
-                "ffn_size": config.encoder_ffn_dim,
-                "activation": OUR_ACTIVATIONS[config.activation_function],
-                "dropout": config.dropout,
-                "embedding_norm": True,
-                "tie_embeddings": config.tie_word_embeddings,
-                "block": block,
-            }
+    def architecture_of(self, config: PretrainedConfig, known: Mapping[str, Any]) -> Architecture:
+        same = ("attention_heads", "ffn_dim")
+        as_encoder = {f"decoder_{key}": getattr(config, f"encoder_{key}") for key in same}
+        shared.expect(config, FAMILY, scale_embedding=False, **as_encoder)
+        model = shared.model_section(
+            known,
+            "post_ln",
+            family=self.family,
+            encoder_layers=config.encoder_layers,
+            decoder_layers=config.decoder_layers,
+            hidden_size=config.d_model,
+            num_heads=config.encoder_attention_heads,
+            ffn_size=config.encoder_ffn_dim,
+            activation=shared.activation_of(config, "activation_function", FAMILY),
+            dropout=config.dropout,
+            embedding_norm=True,
+            tie_embeddings=config.tie_word_embeddings,
         )
         length = config.max_position_embeddings
         return Architecture(model, config.vocab_size, length, length)
 
+    def inputs(self, batch: Batch, segmented: bool = False) -> dict[str, Tensor]:
+        mask = (batch["attention_mask"] != 0).long()
+        return {
+            "input_ids": batch["input_ids"],
+            "attention_mask": mask,
+            "decoder_input_ids": batch["decoder_input_ids"],
+        }
 
-def _module(theirs: str, ours: str, transform: Transform | None = None) -> Iterator[Entry]:
-    """Weight and bias of a linear map or a norm."""
-    for part in ("weight", "bias"):
-        yield Entry(f"{theirs}.{part}", f"{ours}.{part}", transform or Copy())
-
-
-def _layer(name: str, layer: nn.Module) -> Iterator[Entry]:
-    """One layer; its branches' outputs are folded by the very alpha that it was trained with."""
-    fold = Fold(float(layer.alpha))  # type: ignore[arg-type]
-    for theirs, ours in LAYERS[name.split(".")[0]].items():
-        yield from _module(f"model.{name}.{theirs}", f"{name}.{ours}", fold if theirs in BRANCH_OUTPUTS else None)
-
-
-def _unlike(config: PretrainedConfig) -> Iterator[tuple[str, Any]]:
-    """Settings under which Bart computes what our family does not (rates of dropout beside: they are no weights)."""
-    if config.scale_embedding:
-        yield "scale_embedding", True
-    if config.activation_function not in OUR_ACTIVATIONS:
-        yield "activation_function", config.activation_function
-    for key in ("attention_heads", "ffn_dim"):
-        if getattr(config, f"encoder_{key}") != getattr(config, f"decoder_{key}"):
-            yield f"decoder_{key}", getattr(config, f"decoder_{key}")
+    def answers(self, batch: Batch) -> Tensor:
+        return torch.ones_like(batch["decoder_input_ids"], dtype=torch.bool)

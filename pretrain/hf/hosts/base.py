@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig
 
+from pretrain.blocks.masks import document_positions, segment_mask
 from pretrain.config.schema import ModelSection
 from pretrain.errors import UserError
+from pretrain.hf.tokenizer import Marks
 from pretrain.hf.trained import Architecture
 from pretrain.hf.transforms import Entry
 from pretrain.objectives.tokens import SpecialTokens
 
+Batch = Mapping[str, Tensor]
+
 
 class Host(ABC):
-    """A native class. A new one is a subclass in a file of its own, decorated with `register`."""
+    """A native class. A new one is a subclass in a file of its own, decorated with `register`.
+
+    How it is fed, as it stands here, is that of a model of one stack.
+    """
 
     model_type: ClassVar[str]
     """transformers' name of the architecture."""
@@ -30,6 +38,14 @@ class Host(ABC):
     """model.family that it holds."""
     blocks: ClassVar[frozenset[str]]
     """Values of model.block.kind that it holds."""
+    objective: ClassVar[str]
+    """What a folder of other origin was trained for, as far as one can know."""
+    marks: ClassVar[Marks]
+    """What the model reads around a text."""
+    padding_side: ClassVar[str] = "right"
+    """Where the exported tokenizer pads."""
+    segments: ClassVar[bool] = True
+    """Whether its forward pass can be told documents and prefixes apart."""
 
     @abstractmethod
     def objections(self, architecture: Architecture) -> Iterator[str]:
@@ -40,8 +56,8 @@ class Host(ABC):
         """The class's configuration."""
 
     @abstractmethod
-    def generation_config(self, architecture: Architecture, tokens: SpecialTokens) -> GenerationConfig:
-        """Defaults of generate()."""
+    def generation_config(self, architecture: Architecture, tokens: SpecialTokens) -> GenerationConfig | None:
+        """Defaults of generate(); None where the class cannot generate."""
 
     @abstractmethod
     def entries(self, architecture: Architecture) -> Iterator[Entry]:
@@ -52,19 +68,46 @@ class Host(ABC):
         """The host's module whose output equals that of our layer, by names; None where there is none."""
 
     @abstractmethod
-    def architecture_of(self, config: PretrainedConfig, block: dict[str, Any]) -> Architecture:
-        """The inverse of `config`, for import; the host does not know which block its weights are unfolded to.
+    def architecture_of(self, config: PretrainedConfig, known: Mapping[str, Any]) -> Architecture:
+        """The inverse of `config`, for import.
+
+        Args:
+            config: of the folder.
+            known: keys of the model section that the class does not tell, its `block` among them, where they are known.
 
         Raises:
             UserError: the folder's model is not one that our families hold exactly.
         """
+
+    def absorb(self, model: Any) -> None:  # noqa: B027  (most hosts have nothing of the kind)
+        """On import: move what our model has no tensor for into tensors that it has one for, in place."""
+
+    def inputs(self, batch: Batch, segmented: bool = False) -> dict[str, Tensor]:
+        """Arguments of the class's forward pass for a batch of ours.
+
+        Args:
+            batch: see `Objective.sample`.
+            segmented: the batch's mask tells documents or prefixes apart; else it is taken to tell padding alone.
+        """
+        mask = batch["attention_mask"]
+        if not segmented:
+            return {"input_ids": batch["input_ids"], "attention_mask": (mask != 0).long()}
+        return {
+            "input_ids": batch["input_ids"],
+            "attention_mask": segment_mask(mask, mask, causal=self.family == "decoder"),
+            "position_ids": document_positions(mask),
+        }
+
+    def answers(self, batch: Batch) -> Tensor:
+        """bool [B, T]: positions whose logits mean something; at padding the class may compute what it likes."""
+        return batch["attention_mask"] != 0
 
 
 HOSTS: list[Host] = []
 
 
 def register(host: type[Host]) -> type[Host]:
-    """Class decorator: offer the host to `host_for`."""
+    """Class decorator: offer the host to `host_for`; of several that hold a model the first is taken."""
     HOSTS.append(host())
     return host
 
@@ -77,6 +120,8 @@ def host_for(architecture: Architecture) -> Host:
     """
     reasons = []
     for host in HOSTS:
+        if host.family != architecture.model.family:
+            continue
         reason = refusal(host, architecture)
         if reason is None:
             return host
@@ -89,9 +134,9 @@ def refusal(host: Host, architecture: Architecture) -> str | None:
     model: ModelSection = architecture.model
     if model.family != host.family:
         return f"model.family {model.family} is not {host.family}"
-    if model.block.kind not in host.blocks:  # type: ignore[attr-defined]
-        kinds = " and ".join(sorted(host.blocks))
-        return f"model.block.kind {model.block.kind} is not among what it holds, {kinds}"  # type: ignore[attr-defined]
+    kind = model.block.kind  # type: ignore[attr-defined]
+    if kind not in host.blocks:
+        return f"model.block.kind {kind} is not among what it holds, {', '.join(sorted(host.blocks))}"
     return next(host.objections(architecture), None)
 
 

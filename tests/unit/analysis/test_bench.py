@@ -16,7 +16,7 @@ import targets_bench
 from harness import run_group
 
 import pretrain
-from pretrain.analysis.bench import Options
+from pretrain.analysis.bench_sides import Options
 from pretrain.analysis.bench_machine import busy_seconds, machine, peak_resident_bytes
 from pretrain.analysis.bench_report import text
 from pretrain.analysis.bench_statistics import paired_ratio
@@ -93,13 +93,13 @@ def test_figures(name: str, small_recipe: Path, tmp_path: Path) -> None:
         assert {**figures, "others_cores": None} == {**first, "others_cores": None}
     assert first["layers"] == 6
     assert first["tokens_per_step"] % 8 == 0
-    assert first["threads"] == {"each_process": 1, "plain_loop": processes}
+    assert first["threads"] == {"each_process": 1, "rival": processes}
     assert first["micro_batches"] * first["data_parallel_size"] * first["micro_batch_size"] == 8
-    for side in (first["engine"], first["plain"]):
+    for side in (first["engine"], first["rival"]):
         assert len(side["step_seconds"]) == 2
         assert min([side["start_up_seconds"], side["first_step_seconds"], *side["step_seconds"]]) > 0
         assert side["tokens_per_second"] * side["median_step_seconds"] == pytest.approx(first["tokens_per_step"])
-    ratios = [a / b for a, b in zip(first["engine"]["step_seconds"], first["plain"]["step_seconds"], strict=True)]
+    ratios = [a / b for a, b in zip(first["engine"]["step_seconds"], first["rival"]["step_seconds"], strict=True)]
     assert [first["ratio"]["low"], first["ratio"]["high"]] == sorted(ratios)
     peaks, before = first["engine"]["peak_resident_bytes"], first["engine"]["resident_bytes_before"]
     assert len(peaks) == processes

@@ -13,7 +13,7 @@ from pretrain.blocks.init import initialise
 from pretrain.blocks.post_ln import PostLNBlock, PostLNConfig
 
 torch.set_num_threads(1)
-DEPTHS = (1, 6, 18, 100, 1000)
+DEPTHS = (1, 2, 3, 6, 18, 100, 500, 1000)
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -27,18 +27,41 @@ def test_single_stack(stack, depth):
 
 @pytest.mark.parametrize("N", DEPTHS)
 @pytest.mark.parametrize("M", DEPTHS)
-def test_encoder_decoder(N, M):
-    alpha, beta = deepnorm_constants("decoder", N, M)
-    assert (alpha, beta) == pytest.approx(((3 * M) ** 0.25, (12 * M) ** -0.25), rel=1e-15)
-    assert 3 * M * (2 * beta**2) / alpha**2 == pytest.approx(1, rel=1e-12)
-    alpha, beta = deepnorm_constants("encoder", N, M)
-    assert alpha == pytest.approx(0.81 * N**0.25 * M**0.0625, rel=1e-12)
-    assert beta == pytest.approx(0.87 / N**0.25 / M**0.0625, rel=1e-12)
-    # 0.81 and 0.87 are rounded: with 27^(-1/16) and 27^(1/16) / sqrt(2) this is 1.
-    bound = (N**4 * M / 27) ** 0.25 * 2 * beta**2 / alpha**2
-    assert bound == pytest.approx(1.012, abs=5e-4)
-    exact = alpha * 27 ** (-1 / 16) / 0.81, beta * 27 ** (1 / 16) / math.sqrt(2) / 0.87
-    assert (N**4 * M / 27) ** 0.25 * 2 * exact[1] ** 2 / exact[0] ** 2 == pytest.approx(1, rel=1e-12)
+class TestEncoderDecoder:
+    """v = w = beta in every sublayer of a stack; the sums of section 4 over 2N and 3M sublayers."""
+
+    def test_decoder(self, N, M):
+        alpha, beta = deepnorm_constants("decoder", N, M)
+        assert (alpha, beta) == pytest.approx(((3 * M) ** 0.25, (12 * M) ** -0.25), rel=1e-15)
+        assert 3 * M * (2 * beta**2) / alpha**2 == pytest.approx(1, rel=1e-12)
+
+    def test_encoder(self, N, M):
+        alpha, beta = deepnorm_constants("encoder", N, M)
+        assert alpha == pytest.approx(0.81 * N**0.25 * M**0.0625, rel=1e-12)
+        assert beta == pytest.approx(0.87 / N**0.25 / M**0.0625, rel=1e-12)
+        # 0.81 and 0.87 are rounded; with 27^(-1/16) and 27^(1/16) / sqrt(2) this is 1.
+        bound = (N**4 * M / 27) ** 0.25 * 2 * beta**2 / alpha**2
+        assert bound == pytest.approx(2 * (0.87 / 0.81) ** 2 / 27**0.25, rel=1e-12)
+        assert bound == pytest.approx(1.012, abs=5e-4)
+        exact = alpha * 27 ** (-1 / 16) / 0.81, beta * 27 ** (1 / 16) / math.sqrt(2) / 0.87
+        assert (N**4 * M / 27) ** 0.25 * 2 * exact[1] ** 2 / exact[0] ** 2 == pytest.approx(1, rel=1e-12)
+        assert exact == pytest.approx((alpha, beta), rel=5e-3), "the published constants are these, to two digits"
+
+    def test_the_encoders_share_passes_through_every_cross_attention(self, N, M):
+        """[sum over M of v_d w_d / alpha_d] * 2N (v_e^2 + w_e^2) / alpha_e^2: whence the factor (N^4 M / 27)^(1/4)."""
+        alpha_d, beta_d = deepnorm_constants("decoder", N, M)
+        alpha_e, beta_e = deepnorm_constants("encoder", N, M)
+        through_the_decoder = M * beta_d**2 / alpha_d
+        assert 2 * N * through_the_decoder == pytest.approx((N**4 * M / 27) ** 0.25, rel=1e-12)
+        assert through_the_decoder * 2 * N * (2 * beta_e**2) / alpha_e**2 == pytest.approx(1.012, abs=5e-4)
+
+    def test_blocks_take_their_own_stacks(self, N, M):
+        for stack in ("encoder", "decoder"):
+            module = DeepNormBlock(DeepNormConfig(), BlockPlace(stack, 0, N, M, 4, 1, 4))
+            alpha, _ = deepnorm_constants(stack, N, M)
+            assert module.alpha == alpha
+            norms = [norm for name, norm in module.named_children() if name.endswith("_norm")]
+            assert [norm.eps for norm in norms] == [alpha**2 * 1e-5] * (2 if stack == "encoder" else 3)
 
 
 def block(stack, N, M, width=96, ffn=160):
@@ -76,10 +99,11 @@ def test_stacks_have_their_own_gain():
     assert ratio > 1.5
     encoder, decoder = block("encoder", 200, 2), block("decoder", 200, 2)
     for part in ("v_proj", "out_proj"):
-        own = encoder.self_attention.get_submodule(part).weight.std()
+        own = encoder.self_attention.get_submodule(part).weight.detach().std()
         for attention in (decoder.self_attention, decoder.cross_attention):
-            assert float(attention.get_submodule(part).weight.std() / own) == pytest.approx(ratio, rel=0.04)
-    assert float(decoder.ffn.fc2.weight.std() / encoder.ffn.fc2.weight.std()) == pytest.approx(ratio, rel=0.04)
+            assert float(attention.get_submodule(part).weight.detach().std() / own) == pytest.approx(ratio, rel=0.04)
+    fc2 = decoder.ffn.fc2.weight.detach().std() / encoder.ffn.fc2.weight.detach().std()
+    assert float(fc2) == pytest.approx(ratio, rel=0.04)
 
 
 @pytest.mark.parametrize(("stack", "N", "M"), [("encoder", 24, 7), ("decoder", 24, 7), ("encoder", 9, 0)])

@@ -73,7 +73,7 @@ def test_a_bad_jsonl_line_is_named(tmp_path, line):
     [
         (lambda p: p / "absent", "data.train: .*absent does not exist"),
         (lambda p: write(p / "c"), "data.train: .*is empty: no file matches data.glob"),
-        (lambda p: write(p / "c", a_txt=b"", b_bin=b"\0"), "data.train: .*is empty.*1 files are not UTF-8"),
+        (lambda p: write(p / "c", a_txt=b"", b_bin=b"\0"), "data.train: .*is empty.*1 files that are not UTF-8"),
         (lambda p: write(p / "c", a_txt=b"x") + "/a.txt", "data.train: .*is a file but not .jsonl"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import pytest
 import sentencepiece
 
@@ -28,6 +29,13 @@ def test_pieces_are_in_the_agreed_order(tokenizer):
     assert tokenizer.special.sentinels == tuple(range(4, 104))
     assert tokenizer.vocab_size == 800
     assert tokenizer.encode("\n") == [104 + ord("\n")]  # byte pieces follow the sentinels
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_spelling_is_the_text_of_every_piece(tokenizer, text):
+    spelling = tokenizer.special.spelling()
+    assert len(spelling) == tokenizer.vocab_size
+    assert b"".join(spelling[token] for token in tokenizer.encode(text)) == text.encode()
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -91,6 +99,8 @@ def test_long_lines_are_cut_and_tabs_are_ends(tmp_path):
 def test_a_vocabulary_that_does_not_fit_names_the_key():
     with pytest.raises(DataError, match=r"^data\.vocab_size: 360 has no room .* the 360 other"):
         train_tokenizer(["text"], vocab_size=360, sentinels=100)
+    with pytest.raises(DataError, match=r"^data\.vocab_size: 361 has no room .* the 361 other"):
+        train_tokenizer(["text"], vocab_size=361, sentinels=100, mask=True)
     with pytest.raises(DataError, match=r"^data\.vocab_size: 5000 pieces cannot be made"):
         train_tokenizer(["too little text"], vocab_size=5000, sentinels=100)
 
@@ -118,6 +128,67 @@ def test_a_model_without_special_pieces_says_which(tmp_path):
     (tmp_path / "plain.model").write_bytes(model.getvalue())
     with pytest.raises(DataError, match=r"has no pad piece.*prepare_data\.py tokenizer"):
         Tokenizer.load(tmp_path / "plain.model")
+
+
+def test_special_pieces_spell_nothing(tokenizer):
+    special = {0, 1, 2, 3, *tokenizer.special.sentinels}
+    assert set(np.flatnonzero(~tokenizer.special.pieces.is_text).tolist()) == special
+
+
+def test_words_and_lines_of_real_text(tokenizer):
+    text = "def connect(self, host):\n    # Opens it. Then waits.\n    return await self._loop.run()\n"
+    ids = np.array(tokenizer.encode(text))
+
+    def groups(starts):
+        return [tokenizer.decode(part) for part in np.split(ids, np.flatnonzero(starts)[1:])]
+
+    pieces = tokenizer.special.pieces
+    sentences = ["def connect(self, host):\n", "    # Opens it.", " Then waits.\n"]
+    assert groups(pieces.sentence_starts(ids)) == [*sentences, "    return await self._loop.run()\n"]
+    words = groups(pieces.word_starts(ids))
+    assert "".join(words) == text
+    assert {"def", "connect", "self", "host", "Opens", "it", "Then", "await"} <= {word.strip() for word in words}
+
+
+@pytest.fixture(scope="module")
+def masked_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("masked") / "masked.model"
+    path.write_bytes(train_tokenizer(["some lines of text"] * 20, vocab_size=280, sentinels=7, mask=True))
+    return path
+
+
+def test_the_mask_piece_follows_the_sentinels(masked_path, tokenizer):
+    masked = Tokenizer.load(masked_path, sentinels=7, mask=True)
+    assert masked.special.sentinels == tuple(range(4, 11))
+    assert masked.special.mask == 11
+    assert masked.encode("\n") == [12 + ord("\n")]
+    assert masked.show([11, 11]) == "<mask><mask>"
+    assert 11 not in masked.encode("<mask>")  # its name in the text is spelled out
+    assert not masked.special.pieces.is_text[11]
+    assert tokenizer.special.mask is None
+
+
+def test_a_model_without_a_mask_piece_says_the_cure(model_path):
+    with pytest.raises(DataError, match=r"^data\.tokenizer: .*small\.model has no <mask> piece; .* tokenizer --mask"):
+        Tokenizer.load(model_path, mask=True)
+
+
+def test_a_mask_piece_of_another_name_or_type_is_found(tmp_path):
+    for name in ("[MASK]", "<mask>"):
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["some words of text"] * 9),
+            model_writer=model,
+            vocab_size=24,
+            model_type="bpe",
+            pad_id=3,
+            user_defined_symbols=[name],
+            minloglevel=2,
+        )
+        (tmp_path / "other.model").write_bytes(model.getvalue())
+        special = Tokenizer.load(tmp_path / "other.model", mask=True).special
+        assert special.mask == 4
+        assert not special.pieces.is_text[4]
 
 
 def test_too_few_sentinels_say_how_many(model_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pretrain.errors import CheckpointError
-from pretrain.hf.complete import split_at_sentinels
+from pretrain.hf.completers.blanks import split_at_sentinels
 from pretrain.hf.mapping import check_map, converted
 from pretrain.hf.transforms import Copy, Entry, Fold, Rows
 

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pretrain.errors import UserError
 from pretrain.launch.script import REPOSITORY, Job, limit_seconds, render
 from pretrain.launch.submit import main, submission_environment
+from pretrain.state.index import Box, Index, Piece
+from pretrain.state.writer import commit, rank_file, write_common_files, write_rank_file
 
 RECIPE = """
 model: {encoder_layers: 2, decoder_layers: 2, hidden_size: 32, num_heads: 2, ffn_size: 64}
@@ -48,6 +51,16 @@ def job(**changes: Any) -> Job:
 
 def rendered(asked: Job, run_dir: Path = Path("/runs/r")) -> str:
     return render(asked, "name", run_dir, Path("/work"), "/venv/bin/python")
+
+
+def write_checkpoint(folder: Path) -> None:
+    """One parameter's weights, complete."""
+    temporary = folder.with_name("unfinished")
+    temporary.mkdir(parents=True)
+    piece = Piece("w", (2,), Box.whole((2,)), 0, 2, 0, rank_file(0))
+    files = {rank_file(0): write_rank_file(temporary, 0, [piece], {"weight": torch.zeros(2)})}
+    write_common_files(temporary, Index([piece]), {}, {})
+    commit(temporary, folder, 1, {}, files)
 
 
 def directives(script: str) -> list[str]:
@@ -99,11 +112,12 @@ def test_script_is_valid_bash():
 
 def test_command_reaches_the_trainer_word_for_word():
     awkward = ('data.train=it\'s a "b" $HOME `id` $(id) \\ ;&|<>', "data.glob=**/*.py", "x={y: [1, 2]}", "z=")
-    script = rendered(job(recipe="my recipe.yaml", overrides=awkward, tiny=True, deepspeed_config="d s.json"))
+    asked = job(recipe="my recipe.yaml", overrides=awkward, tiny=True, deepspeed_config="d s.json", init_from="a b")
+    script = rendered(asked)
     train = str(REPOSITORY / "pretrain" / "train.py")
     assert words_of(script) == [
         *("/venv/bin/python", "-u", train, "--recipe", "my recipe.yaml", "--tiny"),
-        *("--deepspeed_config", "d s.json", "--resume", "auto", *awkward),
+        *("--deepspeed_config", "d s.json", "--init-from", "a b", "--resume", "auto", *awkward),
     ]
 
 
@@ -172,6 +186,23 @@ def test_submission_writes_the_script_and_says_how_to_watch(
     assert "job 4711: small on 2 x 1 processes, at most 10" in printed
     assert "not passed on to the job: HF_TOKEN" in printed
     assert f"tail -F {here}/out/slurm/4711.out" in printed
+
+
+def test_weights_to_start_from_are_checked_and_passed_on(here: Path, capsys: pytest.CaptureFixture[str]):
+    (here / "weights").mkdir()
+    assert call("--dry-run", "--init-from", "weights") == 2
+    assert "weights: neither a checkpoint nor a run with one" in capsys.readouterr().err
+
+    write_checkpoint(here / "weights" / "checkpoints" / "step_00000007")
+    assert call("--dry-run", "--init-from", "weights") == 0
+    words = words_of(capsys.readouterr().out)
+    assert words[words.index("--init-from") + 1] == "weights"
+
+
+def test_the_same_submission_again_needs_the_weights_no_more(here: Path, capsys: pytest.CaptureFixture[str]):
+    write_checkpoint(here / "runs" / "small" / "checkpoints" / "step_00000003")
+    assert call("--dry-run", "--init-from", "gone") == 0  # the trainer resumes
+    assert "--init-from gone" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

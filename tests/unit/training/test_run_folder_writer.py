@@ -6,71 +6,128 @@ import json
 import multiprocessing as mp
 import os
 import signal
-import time
 
 import pytest
 
 from pretrain.errors import UserError
-from pretrain.training.run_folder import EVENTS, LAYERS, METRICS, RunFolder
+from pretrain.state.run_files import EVENTS, LAYERS, METRICS
+from pretrain.training.run_folder import RunFolder
 
 CONTEXT = mp.get_context("fork")
 
 
 def hold(path, pipe):
+    """A writer that says when it begins to end, and ends when it is told to."""
     folder = RunFolder(path, writes=True)
     folder.acquire()
     pipe.send("held")
-    time.sleep(60)
+    while pipe.recv() == "ending":
+        folder.ending()
+        pipe.send("said")
 
 
-def try_to_hold(path, pipe, patience):
+def try_to_hold(path, pipe, grace, patience):
     folder = RunFolder(path, writes=True)
     try:
-        folder.acquire(patience)
+        folder.acquire(grace, patience)
         pipe.send("held")
     except UserError as error:
         pipe.send(str(error))
 
 
+class Holder:
+    def __init__(self, path):
+        self.pipe, theirs = CONTEXT.Pipe()
+        self.process = CONTEXT.Process(target=hold, args=(path, theirs), daemon=True)
+        self.process.start()
+        assert self.heard() == "held"
+
+    def heard(self):
+        assert self.pipe.poll(20)
+        return self.pipe.recv()
+
+    def say(self, word):
+        self.pipe.send(word)
+        return self.heard() if word == "ending" else None
+
+
 @pytest.fixture
 def holder(tmp_path):
-    ours, theirs = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=hold, args=(tmp_path / "run", theirs), daemon=True)
-    process.start()
-    assert ours.poll(20)
-    assert ours.recv() == "held"
-    yield process
-    process.kill()
-    process.join()
+    holder = Holder(tmp_path / "run")
+    yield holder
+    holder.process.kill()
+    holder.process.join()
 
 
-def attempt(path, patience):
-    ours, theirs = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=try_to_hold, args=(path, theirs, patience), daemon=True)
-    process.start()
-    assert ours.poll(20)
-    answer = ours.recv()
-    process.join()
-    return answer
+class Attempt:
+    """Another process that wants the folder. `grace`: for a writer at work; `patience`: for one that is ending."""
+
+    def __init__(self, path, grace, patience):
+        self.pipe, theirs = CONTEXT.Pipe()
+        self.process = CONTEXT.Process(target=try_to_hold, args=(path, theirs, grace, patience), daemon=True)
+        self.process.start()
+
+    def waits(self):
+        return not self.pipe.poll(1)
+
+    def answer(self):
+        assert self.pipe.poll(20)
+        answer = self.pipe.recv()
+        self.process.join()
+        return answer
 
 
 class TestLock:
-    def test_a_second_writer_is_refused_by_name(self, holder, tmp_path):
-        answer = attempt(tmp_path / "run", patience=0.3)
+    def test_a_writer_at_work_is_not_waited_for_and_named(self, holder, tmp_path):
+        answer = Attempt(tmp_path / "run", grace=0.3, patience=600).answer()
         assert str(tmp_path / "run") in answer
-        assert f"process {holder.pid}" in answer
+        assert f"process {holder.process.pid}" in answer
         assert len(answer.splitlines()) == 1
 
+    def test_a_writer_that_is_ending_is_waited_for(self, holder, tmp_path):
+        """It finishes a step and saves, which takes half a minute at 1000 layers."""
+        holder.say("ending")
+        attempt = Attempt(tmp_path / "run", grace=0.1, patience=600)
+        assert attempt.waits()
+        holder.say("now")
+        assert attempt.answer() == "held"
+
+    def test_a_writer_that_begins_to_end_in_the_time_of_grace_is_waited_for(self, holder, tmp_path):
+        """A rank learns only after a second that its launcher was killed."""
+        attempt = Attempt(tmp_path / "run", grace=15, patience=600)
+        assert attempt.waits()
+        holder.say("ending")
+        assert attempt.waits()
+        holder.say("now")
+        assert attempt.answer() == "held"
+
+    def test_an_end_that_does_not_come_is_refused(self, holder, tmp_path):
+        holder.say("ending")
+        answer = Attempt(tmp_path / "run", grace=0.1, patience=0.5).answer()
+        assert f"process {holder.process.pid}" in answer
+        assert "which is ending" in answer
+        assert len(answer.splitlines()) == 1
+
+    def test_who_was_ending_is_forgotten_by_the_next_writer(self, holder, tmp_path):
+        holder.say("ending")
+        holder.say("now")
+        second = Holder(tmp_path / "run")
+        answer = Attempt(tmp_path / "run", grace=0.1, patience=600).answer()
+        assert f"process {second.process.pid}" in answer
+        assert "which is ending" not in answer
+        second.process.kill()
+
     def test_kill_9_frees_it_and_the_next_writer_waits_for_that(self, holder, tmp_path):
-        os.kill(holder.pid, signal.SIGKILL)
-        assert attempt(tmp_path / "run", patience=5) == "held"
+        os.kill(holder.process.pid, signal.SIGKILL)
+        assert Attempt(tmp_path / "run", grace=5, patience=5).answer() == "held"
 
     def test_a_stopped_writer_still_holds_it(self, holder, tmp_path):
-        os.kill(holder.pid, signal.SIGSTOP)
-        assert "is in use" in attempt(tmp_path / "run", patience=0.3)
+        os.kill(holder.process.pid, signal.SIGSTOP)
+        assert "is in use" in Attempt(tmp_path / "run", grace=0.3, patience=600).answer()
 
     def test_readers_need_no_lock(self, holder, tmp_path):
         RunFolder(tmp_path / "run", writes=False).acquire()
+        RunFolder(tmp_path / "run", writes=False).ending()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretrain.analysis.run_folder import LayerSignal, read_run
+from pretrain.analysis.recorded_run import LayerSignal, read_run
 from pretrain.errors import UserError
 
 from .synthetic_runs import metric, signals, write_lines, write_run

@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 
 from pretrain.errors import UserError
+from pretrain.state.run_files import CONFIG, EVENTS, LAYERS, METRICS, SUMMARY
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class LayerSignal:
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RecordedRun:
     """What a run's folder says. Absent files leave their part empty; `notes` tells what could not be read."""
 
     path: Path
@@ -59,7 +60,7 @@ class RunFolder:
         return max((int(series.steps[-1]) for series in self.metrics.values()), default=0)
 
 
-def read_run(path: Path) -> RunFolder:
+def read_run(path: Path) -> RecordedRun:
     """Read the run in folder `path`.
 
     Raises:
@@ -69,18 +70,18 @@ def read_run(path: Path) -> RunFolder:
         raise UserError(f"{path}: no such run folder; give the folder that run.dir names")
     if not path.is_dir():
         raise UserError(f"{path}: is a file; give the run's folder, {path.parent}")
-    if not (path / "config.yaml").is_file() and not (path / "metrics.jsonl").is_file():
-        raise UserError(f"{path}: not a run folder (no config.yaml, no metrics.jsonl); give the folder of one run")
+    if not (path / CONFIG).is_file() and not (path / METRICS).is_file():
+        raise UserError(f"{path}: not a run folder (no {CONFIG}, no {METRICS}); give the folder of one run")
     notes: list[str] = []
-    config = _read_mapping(path / "config.yaml", notes)
-    return RunFolder(
+    config = _read_mapping(path / CONFIG, notes)
+    return RecordedRun(
         path=path,
         name=str(config.get("name") or path.resolve().name),
         config=config,
-        metrics=_metrics(_read_lines(path / "metrics.jsonl", notes)),
-        layers=_layers(_read_lines(path / "layers.jsonl", notes)),
-        events=_read_lines(path / "events.jsonl", notes),
-        summary=_read_mapping(path / "summary.json", notes),
+        metrics=_metrics(_read_lines(path / METRICS, notes)),
+        layers=_layers(_read_lines(path / LAYERS, notes)),
+        events=_read_lines(path / EVENTS, notes),
+        summary=_read_mapping(path / SUMMARY, notes),
         notes=notes,
     )
 

@@ -1,0 +1,37 @@
+"""KEEL (Chen & Wei 2026, arXiv 2601.19895): x_{l+1} = LN(alpha * x_l + G_l(LN(x_l))), alpha the number of sublayers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from pretrain.blocks.base import BlockPlace
+from pretrain.blocks.registry import BLOCKS
+from pretrain.blocks.sequential import Branch, SequentialBlock
+from pretrain.registry import Section
+
+
+class KeelConfig(Section):
+    """Post-LN with a weighted residual and a norm before each branch; the first layer is Pre-LN; one stack."""
+
+    kind: Literal["keel"] = "keel"
+
+
+@BLOCKS.register(KeelConfig)
+class KeelBlock(SequentialBlock):
+    """Xavier with gain 1 everywhere. alpha = 2N; the first two sublayers, one layer, have no alpha and no out_norm."""
+
+    families = frozenset({"decoder", "encoder"})
+    parts = ("norm", "out_norm")
+
+    def __init__(self, config: KeelConfig, place: BlockPlace):
+        super().__init__(place)
+        self.alpha = 1.0 if place.index == 0 else 2.0 * place.depth
+
+    def build_part(self, part: str, place: BlockPlace, eps_factor: float) -> nn.Module:
+        first = part == "out_norm" and place.index == 0
+        return nn.Identity() if first else place.build_norm(eps_factor)
+
+    def sublayer(self, x: Tensor, norm: nn.Module, branch: Branch, out_norm: nn.Module) -> Tensor:
+        return out_norm(self.alpha * x + branch(norm(x)))

@@ -1,0 +1,61 @@
+"""The files of a run's folder, by name, and summary.json, which several programs write to."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from pretrain.errors import CheckpointError
+from pretrain.state.files import replace_text
+
+CONFIG = "config.yaml"
+TOKENIZER = "tokenizer.model"
+DEEPSPEED = "deepspeed.json"
+SUMMARY = "summary.json"
+METRICS, LAYERS, EVENTS = "metrics.jsonl", "layers.jsonl", "events.jsonl"
+CHECKPOINTS = "checkpoints"
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """summary.json of a run; empty if there is none.
+
+    Raises:
+        CheckpointError: it is there and is not a JSON object.
+    """
+    path = run / SUMMARY
+    if not path.is_file():
+        return {}
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        summary = None
+    if not isinstance(summary, dict):
+        raise CheckpointError(f"{path}: is not a JSON object; remove it, the next training session writes it again")
+    return summary
+
+
+def merge_summary(run: Path, figures: dict[str, Any]) -> None:
+    """Add `figures` to the run's summary.json, atomically.
+
+    Raises:
+        CheckpointError: summary.json is there and is not a JSON object.
+    """
+    write_summary(run, {**read_summary(run), **figures})
+
+
+def write_summary(run: Path, figures: dict[str, Any]) -> None:
+    """Put `figures` into the run's summary.json in place of what it said, atomically."""
+    replace_text(run / SUMMARY, json.dumps(finite(figures), indent=1) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """`value` with null for every number that is not finite: JSON has no word for it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value

@@ -1,0 +1,90 @@
+"""Every shipped recipe, tiny, in two stages and in two data-parallel processes: it learns, moves all, and exports."""
+
+from __future__ import annotations
+
+import itertools
+import sysconfig
+from pathlib import Path
+
+import pytest
+from harness import Group, figures, losses, train_main
+
+from pretrain.config.load import load_experiment, recipe_names
+from pretrain.errors import UserError
+from pretrain.hf.hosts import host_for
+from pretrain.hf.trained import TrainedModel
+from pretrain.models.layer_list import LayerList
+
+NUMBERS = {"one": "eins", "two": "zwei", "three": "drei", "four": "vier", "five": "fünf", "six": "sechs"}
+NOUNS = {"file": "Datei", "folder": "Ordner", "line": "Zeile", "page": "Seite", "user": "Benutzer", "key": "Schlüssel"}
+VERBS = {"was opened": "wurde geöffnet", "was not found": "wurde nicht gefunden", "is missing": "fehlt", "is": "ist"}
+
+LAYOUTS = {
+    "stages": ["parallel.pipeline_stages=2"],
+    "data": ["parallel.pipeline_stages=1", "parallel.zero_stage=2"],
+}
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    """(cache, a folder of source, a file of parallel text): small, so that tokenizers are trained in no time."""
+    cache = tmp_path_factory.mktemp("recipes")
+    pairs = cache / "pairs.tsv"
+    sentences = itertools.product(NOUNS.items(), NUMBERS.items(), VERBS.items())
+    pairs.write_text(
+        "".join(f"{n} number {k} {v} now\t{m} Nummer {z} {w} jetzt\n" for (n, m), (k, z), (v, w) in sentences)
+    )
+    return cache, Path(sysconfig.get_path("stdlib")) / "asyncio", pairs
+
+
+@pytest.fixture(scope="module", params=recipe_names())
+def run(request, text, tmp_path_factory):
+    """(recipe, folder of its two runs)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    cache, sources, pairs = text
+    train = pairs if load_experiment(request.param).objective.kind == "translation" else sources
+    overrides = [f"run.cache={cache}", f"data.train={train}", "monitors.tensorboard=false"]
+    arguments = [
+        "--recipe",
+        request.param,
+        "--tiny",
+        "train.max_steps=5",
+        "train.threads=1",
+        "evaluation.interval=1",
+        *overrides,
+    ]
+    groups = [
+        Group(train_main, 2, [*arguments, f"run.dir={folder}/{name}", *layout]) for name, layout in LAYOUTS.items()
+    ]
+    assert [group.results() for group in groups] == [[0, 0], [0, 0]]
+    return request.param, folder
+
+
+def test_layouts_agree_and_the_loss_falls(run):
+    """Five steps in fp32: layouts sum in another order (1e-5)."""
+    _, folder = run
+    stages, data = losses(folder / "stages"), losses(folder / "data")
+    assert stages == pytest.approx(data, rel=1e-5)
+    validations = figures(folder / "stages", "validation_loss")
+    assert len(data) == len(validations) == 5
+    assert validations[-1] < validations[0]
+
+
+def test_every_parameter_moved(run):
+    _, folder = run
+    model = TrainedModel.open(folder / "stages")
+    start = LayerList(model.architecture.spec, seed=model.experiment.train.seed)
+    still = [name for name, value in start.named_parameters() if model.checkpoint.read(name).equal(value.detach())]
+    assert still == []
+
+
+def test_the_exported_form_gives_the_validation_loss(run, tmp_path):
+    """The transformers class alone, on the run's own validation samples: 1e-4."""
+    recipe, folder = run
+    trained = TrainedModel.open(folder / "data")
+    if load_experiment(recipe, tiny=True).data.document_mask:
+        pytest.skip("packed documents: no native class takes a mask of them")
+    try:
+        host_for(trained.architecture)
+    except UserError:
+        pytest.skip("no native class holds this block")

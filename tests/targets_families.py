@@ -1,0 +1,92 @@
+"""Ten steps of every family and block, several after one another in the same processes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from pretrain.config.schema import Experiment
+
+OBJECTIVES = {"decoder": "causal_lm", "encoder": "masked_lm", "encoder_decoder": "span_denoising"}
+VOCABULARY, LENGTH, SAMPLES, STEPS = 96, 10, 8, 10
+
+
+def cases():
+    """(name, model section, segmented): each block in each family where it has a meaning; packed documents once."""
+    from pretrain.blocks.registry import BLOCKS
+
+    for kind in BLOCKS.kinds():
+        for family in sorted(BLOCKS[kind].families):
+            yield f"{family}/{kind}", {"family": family, "block": {"kind": kind}}, False
+    for family in ("decoder", "encoder", "encoder_decoder"):
+        yield f"{family}/documents", {"family": family, "block": {"kind": "pre_ln"}}, True
+    yield "decoder/sas documents", {"family": "decoder", "block": {"kind": "sas"}}, True
+
+
+def experiment(model, stages):
+    family = model["family"]
+    depths = {f"{stack}_layers": 2 for stack in ("encoder", "decoder") if stack in family}
+    depths = {name: 4 for name in depths} if len(depths) == 1 else depths
+    return Experiment.model_validate(
+        {
+            "model": {"hidden_size": 16, "num_heads": 2, "ffn_size": 32, "dropout": 0.1, **depths, **model},
+            "batch": {"global_batch_size": SAMPLES, "micro_batch_size": 2},
+            "optimizer": {"lr": 2e-3, "betas": [0.8, 0.95], "eps": 1e-4, "weight_decay": 0.1, "clip_norm": 1.3},
+            "parallel": {"pipeline_stages": stages},
+            "objective": {"kind": OBJECTIVES[family]},
+            "loss": {"label_smoothing": 0.1, "z_loss": 1e-3},
+            "train": {"seed": 3},
+        }
+    )
+
+
+def global_batch(step, segmented):
+    """Ragged samples; where segmented, two documents in each, the first of them with a prefix."""
+    generator = torch.Generator().manual_seed(100 + step)
+    ids = torch.randint(0, VOCABULARY, (3, SAMPLES, LENGTH), generator=generator)
+    lengths = torch.randint(4, LENGTH + 1, (SAMPLES, 1), generator=generator)
+    real = torch.arange(LENGTH) < lengths
+    mask = real.long()
+    if segmented:
+        mask[:, 3:] *= 2
+    return {
+        "input_ids": ids[0],
+        "attention_mask": mask,
+        "decoder_input_ids": ids[1],
+        "decoder_attention_mask": mask,
+        "labels": ids[2].masked_fill(~real, -100),
+        "sample_key": torch.randint(0, 2**62, (SAMPLES,), generator=generator),
+    }
+
+
+def run_cases(rank, stages, log):
+    """{name: [(loss, gradient norm), ...]} of all cases on this layout."""
+    from pretrain.config.checks import check
+    from pretrain.config.deepspeed import deepspeed_config
+    from pretrain.launch.environment import rank_environment
+    from pretrain.models.registry import FAMILIES
+    from pretrain.parallel import process_group
+    from pretrain.parallel.build import build_engine
+
+    torch.set_num_threads(1)
+    environment = rank_environment(os.environ)
+    file = Path(log) / f"rank_{environment.rank}.log"
+    process_group.start(environment, file)
+    results = {}
+    for name, model, segmented in cases():
+        config = experiment(model, stages)
+        plan = check(config, environment.world_size, "cpu")
+        lengths = [LENGTH if stack in config.model.family else 0 for stack in ("encoder", "decoder")]
+        spec = FAMILIES[config.model.family](config.model, VOCABULARY, *lengths, segmented=segmented)
+        with process_group.quiet(file):
+            engine = build_engine(config, spec, deepspeed_config(config, plan))
+        results[name] = []
+        for step in range(STEPS):
+            batch = global_batch(step, segmented)
+            micro = [{key: value[a : a + 2] for key, value in batch.items()} for a in range(0, SAMPLES, 2)]
+            result = engine.train_step(micro if engine.needs_data else [], config.optimizer.lr)
+            results[name].append((result.loss, result.grad_norm))
+    process_group.end()
+    return results
