@@ -7,6 +7,10 @@ torch.set_num_threads(1)
 import deepspeed  # noqa: E402
 import deepspeed.pipe  # noqa: E402, F401
 
+# Imported by the first optimizer and the first engine, for seconds: torch's compiler, which nothing here runs.
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402, F401
+import torch._dynamo  # noqa: E402
+
 import pretrain.build  # noqa: E402
 import pretrain.parallel.pipeline  # noqa: E402
 import pretrain.parallel.plain  # noqa: E402

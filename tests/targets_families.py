@@ -28,7 +28,7 @@ def cases():
 def experiment(model, stages):
     family = model["family"]
     depths = {f"{stack}_layers": 2 for stack in ("encoder", "decoder") if stack in family}
-    depths = {name: 4 for name in depths} if len(depths) == 1 else depths
+    depths = dict.fromkeys(depths, 4) if len(depths) == 1 else depths
     return Experiment.model_validate(
         {
             "model": {"hidden_size": 16, "num_heads": 2, "ffn_size": 32, "dropout": 0.1, **depths, **model},

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from pretrain.blocks.attention import AttentionOptions
+from pretrain.blocks.heads import AttentionOptions
 from pretrain.blocks.init import Initialiser, normal, xavier_normal
 from pretrain.blocks.norms import BASE_EPS, NORMS
 
@@ -86,6 +86,8 @@ class Block(nn.Module, ABC):
 
     final_norm: ClassVar[bool] = False
     """Whether a stack of these blocks ends with a norm of its own."""
+    attention_matrices: ClassVar[int] = 4
+    """d x d products of its self-attention, for its cost: q, k, v and out."""
     families: ClassVar[frozenset[str]] = frozenset({"decoder", "encoder", "encoder_decoder"})
     """Values of model.family in which the design has a meaning."""
 

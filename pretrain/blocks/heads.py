@@ -1,11 +1,47 @@
-"""The heads of an attention whose block makes q, k and v its own way."""
+"""What every attention does with its q, k and v: heads, norms, rotary positions, SDPA."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from dataclasses import dataclass
 
-from pretrain.blocks.attention import AttentionCore, AttentionOptions, query_key_norms
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pretrain.blocks.norms import NORMS
 from pretrain.blocks.positions import rotate
+
+
+class AttentionCore(nn.Module):
+    """softmax(q k^T / sqrt(d_h) + mask) v. A module of its own so that a hook on it sees q, k and the mask."""
+
+    def __init__(self, causal: bool):
+        super().__init__()
+        self.causal = causal
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """q [B, H, T, d_h], k and v [B, H, S, d_h] -> [B, H, T, d_h].
+
+        mask: bool broadcastable to [B, H, T, S] (True: visible), complete, also where causal; None: all, or causal.
+        """
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and mask is None)
+
+
+@dataclass(frozen=True)
+class AttentionOptions:
+    """What every attention of a model has in common.
+
+    Args:
+        bias: biases on all four projections.
+        qk_norm: None, or the kind of norm over d_h, one gain for all heads, on q and k before their product
+            (ViT-22B, arXiv 2302.05442, eq. 3).
+        eps: of that norm.
+        rotary: rotary positions on q and k (after their norm); self-attention only.
+    """
+
+    bias: bool = True
+    qk_norm: str | None = None
+    eps: float = 1e-5
+    rotary: bool = False
 
 
 class AttentionHeads(nn.Module):
@@ -26,8 +62,17 @@ class AttentionHeads(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """q, k, v [B, T, d], mask as in AttentionCore -> [B, T, d]."""
-        q, k, v = (x.unflatten(-1, (-1, self.head_size)).transpose(1, 2) for x in (q, k, v))
-        q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (x.unflatten(-1, (-1, self.head_size)) for x in (q, k, v))
+        # The norms come before the transposition, where a position's heads still lie side by side: faster.
+        q, k, v = self.q_norm(q).transpose(1, 2), self.k_norm(k).transpose(1, 2), v.transpose(1, 2)
         if self.rotary:
             q, k = rotate(q), rotate(k)
         return self.core(q, k, v, mask).transpose(1, 2).flatten(2)
+
+
+def query_key_norms(head_size: int, options: AttentionOptions) -> tuple[nn.Module, nn.Module]:
+    """The norms of QK-norm, or two identities."""
+    if options.qk_norm is None:
+        return nn.Identity(), nn.Identity()
+    norm = NORMS[options.qk_norm]
+    return norm(head_size, options.eps), norm(head_size, options.eps)

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretrain.blocks.attention import AttentionOptions
 from pretrain.blocks.base import Block, BlockPlace, Streams, dropout_key
 from pretrain.blocks.dropout import KeyedDropout
-from pretrain.blocks.heads import AttentionHeads
+from pretrain.blocks.heads import AttentionHeads, AttentionOptions
 from pretrain.blocks.init import GeneratorFor, Initialiser
 from pretrain.blocks.mlp import ACTIVATIONS, GATED
 from pretrain.blocks.registry import BLOCKS

@@ -86,6 +86,8 @@ def refuse_qk_norm(config: Any, model: Any) -> str | None:
 class SASBlock(SkiplessBlock):
     """The equation of SkiplessBlock with shaped attention."""
 
+    attention_matrices = 2  # q and k
+
     @classmethod
     def objection(cls, config: Any, model: Any) -> str | None:
         return refuse_qk_norm(config, model)

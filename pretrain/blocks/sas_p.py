@@ -23,6 +23,8 @@ class SASPConfig(SimplifiedConfig):
 class SASPBlock(SimplifiedBlock):
     """b_SA SAS(N(X)) + b_FF MLP(N(X))."""
 
+    attention_matrices = 2  # q and k
+
     @classmethod
     def objection(cls, config: Any, model: Any) -> str | None:
         return refuse_qk_norm(config, model)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pretrain.blocks.registry import BLOCKS
 from pretrain.config.schema import Experiment
+from pretrain.data.hf_dataset import PREFIX as HF_DATASET
 from pretrain.data.units import TEXT, unit_name, unit_of
 from pretrain.errors import ConfigError
 from pretrain.objectives.registry import OBJECTIVES
@@ -206,7 +207,7 @@ def checkpointing_has_layers(experiment: Experiment, machine: Machine) -> None:
 def corpora_exist(experiment: Experiment, machine: Machine) -> None:
     corpora = {"data.train": experiment.data.train, "data.validation": experiment.data.validation}
     for key, corpus in corpora.items():
-        if corpus is not None and unit_name(experiment) != TEXT:
+        if corpus is not None and (unit_name(experiment) != TEXT or corpus.startswith(HF_DATASET)):
             unit_of(experiment).open(experiment, corpus, key)  # raises DataError
         elif corpus is not None and corpus != "embedded":
             _text_exists(key, corpus)

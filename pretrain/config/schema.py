@@ -103,8 +103,9 @@ class DataSection(Section):
     """Text, tokens and samples."""
 
     train: str = "embedded"
-    """`embedded` (the Python standard library's source), a folder of text files, or a .jsonl file of `text` fields; for
-    translation `gettext` or `gettext:FOLDER` (message catalogues), a .tsv file, or a .jsonl file of pairs."""
+    """`embedded` (the Python standard library's source), a folder of text files, a .jsonl file of `text` fields, or
+    `hf:PATH` (a saved dataset of the datasets library, .parquet or .arrow files; field `text`); for translation
+    `gettext` or `gettext:FOLDER` (message catalogues), a .tsv file, or a .jsonl file of pairs."""
     validation: str | None = None
     """Corpus for validation in the same forms; default: held-out files (or lines) of data.train."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.02

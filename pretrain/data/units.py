@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pretrain.data.corpus import Corpus, open_corpus
+from pretrain.data.hf_dataset import PREFIX, open_hf_dataset
 from pretrain.data.pairs import PairSamples
 from pretrain.data.parallel import open_pairs
 from pretrain.data.samples import Samples
@@ -47,6 +48,8 @@ def unit_name(experiment: Experiment) -> str:
 
 
 def _open_text(experiment: Experiment, spec: str, key: str) -> Corpus:
+    if spec.startswith(PREFIX):
+        return open_hf_dataset(spec, experiment.data.glob, key)
     return open_corpus(spec, experiment.data.glob, key)
 
 

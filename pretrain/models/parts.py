@@ -114,7 +114,7 @@ class LayerCosts:
 
     def __init__(self, config: ModelSection, vocab_size: int, source_length: int, target_length: int):
         d, f, S, T = config.hidden_size, config.ffn_size, source_length, target_length
-        matrices = 4 * d * d + (3 if config.activation in GATED else 2) * d * f
+        matrices = BLOCKS.of(config.block).attention_matrices * d * d + (3 if config.activation in GATED else 2) * d * f
         self.encoder = 2.0 * S * matrices + 4.0 * S * S * d
         self.decoder = 2.0 * T * matrices + 4.0 * T * T * d
         if S and T:  # cross-attention: q and out on T, k and v on S

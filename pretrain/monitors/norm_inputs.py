@@ -26,7 +26,8 @@ class NormInputs(Signal):
     name = "norm_input_rms"
 
     def __init__(self, spec: ModelSpec):
-        depths, sizes = stack_depths(spec), {}
+        depths = stack_depths(spec)
+        sizes: dict[str, int] = {}
         for layer in spec.layers:
             if layer.name.endswith(".layers.0"):  # has the names that all layers of its stack have
                 stack, _ = row_group(layer.name + ".x")

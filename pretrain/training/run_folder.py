@@ -15,12 +15,11 @@ from pretrain.errors import CheckpointError, UserError
 from pretrain.state.files import replace_file, replace_text
 from pretrain.state.run_files import CHECKPOINTS, EVENTS, LAYERS, METRICS, finite, merge_summary, write_summary
 
-
 GRACE = 3.0
-"""Seconds that a writer at work is waited for: a killed one needs a moment to be gone, and one whose launcher was killed
-learns of it within a second. A step may take longer than anybody wants to wait, so that nothing else is waited for."""
+"""Seconds that a writer at work is waited for: a killed one needs a moment to be gone, and one whose launcher died says
+within about a second that it is ending. Its step may take longer than anybody wants to wait."""
 PATIENCE = 600.0
-"""Seconds that a writer which is ending is waited for: it finishes its step and saves. An orphan gives up after as long."""
+"""Seconds that a writer which is ending is waited for: it finishes its step and saves. An orphan gives up as late."""
 ENDING = ", which is ending"
 
 

@@ -15,6 +15,7 @@ from pretrain.hf.completers import COMPLETERS, Options
 from pretrain.hf.completers.continuation import Continuation, PrefixContinuation
 from pretrain.hf.completers.masks import MaskFiller
 from pretrain.hf.completers.rewriting import Restorer, Translator
+from pretrain.hf.hosts import HOSTS
 from pretrain.hf.trained import TrainedModel
 from pretrain.objectives.registry import OBJECTIVES
 
@@ -26,8 +27,8 @@ PROMPT = "def sort(self):\n"
 PREFIX = {**GPT, "objective": {"kind": "prefix_lm"}}
 
 
-def test_every_objective_has_a_completer():
-    assert set(COMPLETERS) == set(OBJECTIVES.kinds())
+def test_every_host_and_every_way_belongs_to_an_objective():
+    assert {host.objective for host in HOSTS} <= set(COMPLETERS) <= set(OBJECTIVES.kinds())
 
 
 @pytest.mark.parametrize("which", ["gpt2", "opt"])

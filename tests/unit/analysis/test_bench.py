@@ -16,9 +16,9 @@ import targets_bench
 from harness import run_group
 
 import pretrain
-from pretrain.analysis.bench_sides import Options
 from pretrain.analysis.bench_machine import busy_seconds, machine, peak_resident_bytes
 from pretrain.analysis.bench_report import text
+from pretrain.analysis.bench_sides import Options
 from pretrain.analysis.bench_statistics import paired_ratio
 from pretrain.errors import EXIT_ORPHANED
 

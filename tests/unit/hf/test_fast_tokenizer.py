@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from transformers import AutoTokenizer, BartConfig
+from transformers import AutoTokenizer, BartConfig, BertConfig
 
 from pretrain.data.corpus import NOTHING_HELD_OUT, open_corpus, scan
 from pretrain.data.tokenizer import Tokenizer, train_tokenizer, training_lines
 from pretrain.errors import CheckpointError
-from pretrain.hf.tokenizer import fast_tokenizer, verify_tokenizer
+from pretrain.hf.tokenizer import Marks, fast_tokenizer, verify_tokenizer
 
 HARD = [
     "",
@@ -154,3 +154,44 @@ def test_a_mismatch_is_an_error_that_names_the_string(fast, corpus, tmp_path):
     with pytest.raises(CheckpointError, match=r"tokenizer: ids .*'some text'") as error:
         verify_tokenizer(fast, Tokenizer.load(path, 90), ["some text", "more"])
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def masked(corpus, tmp_path_factory):
+    """A .model file with a mask piece."""
+    path = tmp_path_factory.mktemp("masked") / "masked.model"
+    lines = training_lines(corpus, NOTHING_HELD_OUT, scan(corpus).characters)
+    path.write_bytes(train_tokenizer(lines, vocab_size=600, sentinels=0, mask=True))
+    return path
+
+
+@pytest.mark.parametrize("marks", [Marks(True, False), Marks(True, True), Marks(False, True), Marks(False, False)])
+def test_marks_of_a_decoder_and_of_an_encoder(marks, masked, texts, tmp_path):
+    """After a round trip through a folder, too."""
+    tokenizer = Tokenizer.load(masked, mask=True)
+    fast_tokenizer(masked, 64, marks).save_pretrained(tmp_path)
+    BertConfig().save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert verify_tokenizer(loaded, tokenizer, texts[::30] + HARD, marks) > 100
+    other = Marks(not marks.bos, marks.eos)
+    with pytest.raises(CheckpointError, match="tokenizer: ids of the fast tokenizer differ"):
+        verify_tokenizer(loaded, tokenizer, ["some text"], other)
+
+
+def test_the_mask_is_the_tokenizers_mask_token(masked):
+    tokenizer = Tokenizer.load(masked, mask=True)
+    fast = fast_tokenizer(masked, 64, Marks(True, True))
+    assert (fast.mask_token, fast.mask_token_id) == ("<mask>", tokenizer.special.mask)
+    wanted = [2, *tokenizer.encode("for "), tokenizer.special.mask, *tokenizer.encode(" in x"), 3]
+    assert fast("for <mask> in x").input_ids == wanted  # no space is lost beside it
+
+
+def test_without_a_mask_piece_there_is_no_mask_token(fast):
+    assert fast.mask_token is None
+
+
+def test_padding_to_the_left(masked):
+    fast = fast_tokenizer(masked, 64, Marks(True, False), padding_side="left")
+    ids = fast(["a", "a b c d"], padding=True, return_tensors="pt").input_ids
+    assert ids[0, 0] == 0
+    assert (ids[:, -1] != 0).all()

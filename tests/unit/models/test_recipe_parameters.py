@@ -68,7 +68,7 @@ def test_bert_base():
     assert total_parameters(spec("bert_base", vocab_size=30522)) + 2 * 768 == 109_514_298
 
 
-@pytest.mark.parametrize("narrow, wide", [("bamboo_gpt", "gpt_base"), ("bamboo_bert", "bert_base")])
+@pytest.mark.parametrize(("narrow", "wide"), [("bamboo_gpt", "gpt_base"), ("bamboo_bert", "bert_base")])
 def test_bamboo_keeps_the_matrices_of_the_blocks(narrow, wide):
     """48 x 384 and 12 x 768: 12 d^2 L each; only biases and gains, linear in width, differ."""
     assert matrices(narrow) == matrices(wide) == 12 * 768**2 * 12

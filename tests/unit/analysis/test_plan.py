@@ -1,0 +1,110 @@
+"""What a run will take, against what its tensors take: activations counted at the layers, logits at the loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pretrain.analysis.plan import PROCESS_BYTES, Lengths, plan_text, stage_memory
+from pretrain.config.checks import check
+from pretrain.config.load import load_experiment
+from pretrain.models.layer_list import LayerList
+from pretrain.models.registry import FAMILIES
+from pretrain.parallel.build import stage_table
+
+VOCABULARY = 500
+SIZES = [
+    "model.hidden_size=64",
+    "model.num_heads=2",
+    "batch.micro_batch_size=2",
+    "batch.global_batch_size=8",
+]
+SMALL = ["model.encoder_layers=4", "model.decoder_layers=4", "model.ffn_size=128"]
+CASES = {
+    "encoder_decoder": ("demo", SMALL, Lengths(48, 20)),
+    "dropout": ("demo", [*SMALL, "model.dropout=0.1"], Lengths(48, 20)),
+    "decoder": ("gpt_base", ["model.decoder_layers=4", "model.ffn_size=256"], Lengths(0, 48)),
+    "gated": (
+        "gpt_base",
+        ["model.decoder_layers=4", "model.ffn_size=256", "model.activation=swiglu", "model.positions=rotary"],
+        Lengths(0, 48),
+    ),
+    "encoder": ("bamboo_bert", ["model.encoder_layers=8", "model.ffn_size=256", "model.dropout=0"], Lengths(48, 0)),
+    "parallel": ("parallel_gpt", ["model.decoder_layers=4", "model.ffn_size=256"], Lengths(0, 48)),
+    "sas": ("sas_codeparrot", ["model.decoder_layers=4", "model.ffn_size=256"], Lengths(0, 48)),
+}
+
+
+def planned(recipe, overrides, lengths, processes=1):
+    """(experiment, model, batch plan, memory of each stage)"""
+    common = ["train.precision=fp32", "train.activation_checkpointing=0", f"parallel.pipeline_stages={processes}"]
+    experiment = load_experiment(recipe, [*common, *SIZES, *overrides])
+    plan = check(experiment, processes, "cpu")
+    spec = FAMILIES[experiment.model.family](experiment.model, VOCABULARY, *lengths)
+    rows = stage_table(experiment, spec)
+    return experiment, spec, plan, [stage_memory(experiment, spec, plan, row, lengths) for row in rows]
+
+
+def saved_bytes(experiment, spec, lengths):
+    """What autograd keeps of one micro-batch of all layers, each storage once and weights left out."""
+    layers = LayerList(spec, seed=1)
+    rows = experiment.batch.micro_batch_size
+    length = {True: lengths.target or lengths.source, False: lengths.source or lengths.target}
+    batch = {key: torch.ones(rows, length[key.startswith("decoder")], dtype=torch.long) for key in (*spec.inputs,)} | {
+        "sample_key": torch.arange(rows)
+    }
+    weights = {parameter.untyped_storage().data_ptr() for parameter in layers.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = layers(spec.state(batch))
+    assert output[0].requires_grad
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_activations_are_what_autograd_keeps(case):
+    recipe, overrides, lengths = CASES[case]
+    experiment, spec, _, (memory,) = planned(recipe, overrides, lengths)
+    # A third to either side: blocks differ by a few tensors of the residual width out of twelve and more.
+    assert memory.activations == pytest.approx(saved_bytes(experiment, spec, lengths), rel=0.33)
+
+
+def test_logits_lie_on_the_last_stage_alone():
+    lengths = Lengths(48, 20)
+    _, _, _, stages = planned("demo", SMALL, lengths, processes=2)
+    # Of one micro-batch of 2 samples: log-probabilities and two gradients on their way back, in fp32.
+    assert [memory.logits for memory in stages] == [0, 2 * 20 * VOCABULARY * 3 * 4]
+
+
+def test_parts_add_up_and_data_parallelism_divides_what_zero_shards():
+    lengths = Lengths(48, 20)
+    overrides = [*SMALL, "parallel.pipeline_stages=1"]
+    *_, (one,) = planned("demo", overrides, lengths)
+    experiment, spec, _, _ = planned("demo", overrides, lengths)
+    (row,) = stage_table(experiment, spec)
+    two = stage_memory(experiment, spec, check(experiment, 2, "cpu"), row, lengths)
+    count = sum(parameter.numel() for parameter in LayerList(spec).parameters())
+    assert one.weights == 4 * count
+    # The whole gradient, and this process's share once more when the update flattens it.
+    assert (one.gradients, two.gradients) == (8 * count, 4 * count + 4 * (count // 2))
+    assert (one.optimizer, two.optimizer) == (12 * count, 12 * (count // 2))
+    assert one.total == one.weights + one.gradients + one.optimizer + one.activations + one.logits
+    assert (one.save, two.save) == (12 * count, 12 * (count // 2))
+
+
+def test_the_text_has_the_process_itself_on_a_line_of_its_own():
+    lengths = Lengths(48, 20)
+    experiment, spec, plan, (memory,) = planned("demo", SMALL, lengths)
+    text = plan_text(experiment, spec, plan, lengths)
+    table = text[text.index("stage  ") :].splitlines()
+    assert table[0].split()[:8] == "stage layers cost weights gradients optimizer activations logits".split()
+    assert f"{memory.total / 2**30:.3f}" in table[1].split()
+    (line,) = [line for line in table if line.startswith("main memory")]
+    assert f"{PROCESS_BYTES / 2**30:.2f} GiB" in line
+    assert f"{8 * 68:,} tokens" in text
