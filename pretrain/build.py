@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pretrain.analysis.plan import plan_text, total_parameters
+from pretrain.analysis.plan import Sizes, plan_text, total_parameters
 from pretrain.checkpoint.callback import Checkpoints
 from pretrain.checkpoint.restore import changed_keys, fill_weights, newest_good, resume
 from pretrain.config.checks import BatchPlan, check
@@ -20,6 +20,7 @@ from pretrain.config.deepspeed import deepspeed_config
 from pretrain.config.load import load_experiment, to_yaml
 from pretrain.config.schema import Experiment
 from pretrain.data.loader import BatchLoader
+from pretrain.data.outlook import outlook
 from pretrain.data.prepare import PreparedData, prepare
 from pretrain.errors import EXIT_DONE, CheckpointError
 from pretrain.launch.environment import RankEnvironment, process_threads
@@ -99,24 +100,36 @@ def plan(
             raise CheckpointError(problem)
     check_init_from(experiment, request)
     data = prepare(experiment, quiet=quiet)
-    return Plan(experiment, request, batch, deepspeed, data, model_spec(experiment, data))
+    spec, _ = model_spec(experiment, data.tokenizer.vocab_size, data.objective)
+    return Plan(experiment, request, batch, deepspeed, data, spec)
 
 
-def dry_run_text(plan: Plan) -> str:
-    """All that `--dry-run` prints."""
-    text = plan_text(plan.experiment, plan.spec, plan.batch, plan.tokens_per_sample)
-    if problem := session_problem(plan.experiment, plan.request):
-        text += f"\n\nremark      training would be refused: {problem}"
+def dry_run(experiment: Experiment, request: Request, environment: RankEnvironment) -> str:
+    """All that `--dry-run` prints. Nothing is built and nothing written.
+
+    Raises:
+        UserError: what `plan` would refuse, as far as it is seen without reading the text; not what concerns the run
+            in the folder.
+    """
+    batch = check(experiment, environment.world_size, process_group.accelerator())
+    deepspeed_config(experiment, batch, request.deepspeed)
+    check_init_from(experiment, request)
+    data = outlook(experiment)
+    spec, sizes = model_spec(experiment, data.vocab_size, data.objective)
+    ready = f"to be built in {experiment.run.cache}: {', '.join(data.missing)}" if data.missing else "ready"
+    text = f"{plan_text(experiment, spec, batch, sizes)}\n\ndata        {ready}"
+    if problem := session_problem(experiment, request):
+        text += f"\nremark      training would be refused: {problem}"
     return text
 
 
-def model_spec(experiment: Experiment, data: PreparedData) -> ModelSpec:
-    """The model's descriptors for this tokenizer and objective."""
+def model_spec(experiment: Experiment, pieces: int, objective: Any) -> tuple[ModelSpec, Sizes]:
+    """The model's descriptors and sizes for a tokenizer of so many pieces and an objective."""
     multiple = experiment.data.pad_vocab_to
-    vocab_size = -(-data.tokenizer.vocab_size // multiple) * multiple
-    family, objective = FAMILIES[experiment.model.family], data.objective
-    lengths = objective.source_length, objective.target_length
-    return family(experiment.model, vocab_size, *lengths, segmented=objective.segmented)
+    sizes = Sizes(objective.source_length, objective.target_length, -(-pieces // multiple) * multiple)
+    family = FAMILIES[experiment.model.family]
+    lengths = sizes.source, sizes.target
+    return family(experiment.model, sizes.vocabulary, *lengths, segmented=objective.segmented), sizes
 
 
 def session_problem(experiment: Experiment, request: Request, judges: bool = True) -> str:

@@ -56,9 +56,9 @@ def run(args: argparse.Namespace, environment: RankEnvironment) -> int:
     build.use_threads(experiment, environment)
     request = build.Request(args.resume, args.init_from, deepspeed)
     if args.dry_run:
-        plan = build.plan(experiment, request, environment, quiet=not first)
+        text = build.dry_run(experiment, request, environment)
         if first:
-            print(build.dry_run_text(plan))
+            print(text)
         return EXIT_DONE
     folder = build.RunFolder(Path(experiment.run_dir), writes=first)
     plan = build.plan(experiment, request, environment, quiet=not first, folder=folder)

@@ -5,7 +5,7 @@ import torch
 torch.set_num_threads(1)
 
 import deepspeed  # noqa: E402
-import deepspeed.pipe  # noqa: E402, F401
+import deepspeed.pipe  # noqa: E402
 
 # Imported by the first optimizer and the first engine, for seconds: torch's compiler, which nothing here runs.
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402, F401

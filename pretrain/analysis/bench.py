@@ -94,7 +94,7 @@ class Measurement:
                 lambda: build_engine(self.work.experiment, self.work.spec, self.work.deepspeed)
             )
             turns = self._turns(engine, bar)
-            turns.engine.start_up_seconds = start_up
+            turns.engine.start_up_seconds = start_up.seconds
             turns.reach_rival()
             memory = collectives.gather_rows(torch.tensor([peak_resident_bytes(), self.resident_before]))
             self.rival.run(turns)
@@ -105,6 +105,7 @@ class Measurement:
             | {"peak_resident_bytes": memory[:, 0].tolist(), "resident_bytes_before": memory[:, 1].tolist()},
             "rival": turns.rival.figures(warmup, self._tokens) | self.rival.facts(),
             "ratio": asdict(paired_ratio(turns.engine.seconds(warmup), turns.rival.seconds(warmup))),
+            "cpu_ratio": asdict(paired_ratio(turns.engine.cpu_seconds(warmup), turns.rival.cpu_seconds(warmup))),
             "largest_loss_difference": largest_difference(turns, LOSS),
             "largest_grad_norm_difference": largest_difference(turns, GRAD_NORM) if GRAD_NORM in compared else None,
             "waiting_cpu_shares": self.clock.waiting_cpu_shares(),
@@ -136,8 +137,8 @@ class Measurement:
 
         def take(step: int) -> Seen:
             batches = own[step] if engine.needs_data else []
-            result, seconds = self.clock.together(lambda: engine.train_step(batches, self.rates[step]))
-            return Seen(result.loss, result.grad_norm, seconds)
+            result, spent = self.clock.together(lambda: engine.train_step(batches, self.rates[step]))
+            return Seen(result.loss, result.grad_norm, spent)
 
         def tell(turns: Turns) -> None:
             bar.update()

@@ -10,7 +10,6 @@ all that the Trainer does from one step's end to the next is timed, fetching and
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,11 +85,18 @@ def check(work: Work) -> tuple[Host, Architecture]:
 
 
 def native_model(host: Host, architecture: Architecture, work: Work) -> nn.Module:
-    """The host's model in fp32 with the weights that the engine starts from."""
+    """The host's model in fp32 with the weights that the engine starts from.
+
+    A tensor that ours does not have (BERT's token types) stays zero: it is not trained.
+    """
     layers = LayerList(work.spec, seed=work.experiment.train.seed)
     ours = dict(layers.named_parameters())
     with quiet():
-        return mapping.built_and_filled(host, architecture, work.special, torch.float32, ours.__getitem__, ours)
+        model = mapping.built_and_filled(host, architecture, work.special, torch.float32, ours.__getitem__, ours)
+    foreign = {entry.target for entry in host.entries(architecture) if entry.source is None}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in foreign)
+    return model
 
 
 def native_samples(steps: Sequence[list[Batch]], inputs: Sequence[str], causal: bool) -> list[dict[str, Tensor]]:
@@ -130,21 +136,19 @@ class TakeTurns(TrainerCallback):
 
     Args:
         turns: whose turn it is.
-        clock: lines up before the clock starts.
+        clock: for the Trainer's times.
         seen: the Trainer's last loss and gradient norm.
     """
 
     def __init__(self, turns: Turns, clock: RankClock, seen: Callable[[], tuple[float, float]]):
         self.turns, self.clock, self.seen = turns, clock, seen
-        self.start = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._go_on(control, kwargs["optimizer"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.clock.synchronise()
-        seconds = time.perf_counter() - self.start
-        self.turns.rival_took(Seen(*self.seen(), seconds))
+        spent = self.clock.stop()
+        self.turns.rival_took(Seen(*self.seen(), spent))
         self._go_on(control, kwargs["optimizer"])
 
     def _go_on(self, control: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -153,8 +157,7 @@ class TakeTurns(TrainerCallback):
             return
         for group in optimizer.param_groups:
             group["lr"] = self.turns.rates[self.turns.next]
-        self.clock.line_up()
-        self.start = time.perf_counter()
+        self.clock.start()
 
 
 class TrainerRival(Rival):
@@ -185,7 +188,8 @@ class TrainerRival(Rival):
 
     def run(self, turns: Turns) -> None:
         trainer: Any
-        trainer, turns.rival.start_up_seconds = self.clock.together(lambda: self._trainer(turns))
+        trainer, start_up = self.clock.together(lambda: self._trainer(turns))
+        turns.rival.start_up_seconds = start_up.seconds
         self.attention = trainer.model.config._attn_implementation
 
         def seen() -> tuple[float, float]:

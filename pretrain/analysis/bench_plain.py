@@ -76,18 +76,19 @@ class PlainRival(Rival):
     title = "the plain loop"
 
     def run(self, turns: Turns) -> None:
-        plain, turns.rival.start_up_seconds = self.clock.alone(
+        plain, start_up = self.clock.alone(
             lambda: PlainLoop(self.work.experiment, self.work.spec, self.clock.device, self.options.optimizer)
         )
+        turns.rival.start_up_seconds = start_up.seconds
 
         def step() -> PlainResult | None:
             return plain.step(turns.batches[turns.next], turns.rates[turns.next]) if plain else None
 
         while turns.reach_rival():
-            result, seconds = self.clock.alone(step)
+            result, spent = self.clock.alone(step)
             own = [result.loss, result.grad_norm] if result else [0.0, 0.0]
             loss, grad_norm = collectives.sum_over(torch.tensor(own, dtype=torch.float64)).tolist()
-            turns.rival_took(Seen(loss, grad_norm, seconds))
+            turns.rival_took(Seen(loss, grad_norm, spent))
 
     def facts(self) -> dict[str, Any]:
         return {"optimizer": f"AdamW {self.options.optimizer}"}

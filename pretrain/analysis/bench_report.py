@@ -21,6 +21,7 @@ def _times(rival: str) -> tuple[Column, ...]:
         (f"{RIVALS[rival][0]} s", lambda f: f"{f['rival']['median_step_seconds']:.3f}"),
         ("ratio", lambda f: f"{f['ratio']['median']:.3f}"),
         ("interval", lambda f: f"{f['ratio']['low']:.3f}..{f['ratio']['high']:.3f}"),
+        ("CPU ratio", lambda f: f"{f['cpu_ratio']['median']:.3f}"),
     )
 
 
@@ -74,6 +75,7 @@ def text(described: Figures, measurements: Sequence[Figures], suite: bool = Fals
         "",
         f"engine s, {name} s: medians of {last['ratio']['pairs']} steps in turns; ratio: median of the pairs' ratios, "
         f"its interval holds the true median with probability {last['ratio']['confidence']:.3f}",
+        "CPU ratio: the same of CPU seconds, which other programs disturb less",
         *(["others: cores that other programs kept busy meanwhile"] if suite else _legend(title)),
         _same_work(measurements),
         f"{described['processor']}, {_count(described['cores'], 'core')}; "

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar
 
-from pretrain.analysis.bench_clock import RankClock
+from pretrain.analysis.bench_clock import RankClock, Spent
 from pretrain.config.checks import BatchPlan
 from pretrain.config.schema import Experiment
 from pretrain.data.loader import Batch
@@ -65,7 +65,7 @@ class Seen:
     """Per target token of the global batch."""
     grad_norm: float
     """Before clipping."""
-    seconds: float
+    spent: Spent
 
 
 @dataclass
@@ -77,14 +77,18 @@ class Record:
     steps: list[Seen] = field(default_factory=list)
 
     def seconds(self, warmup: int) -> list[float]:
-        return [step.seconds for step in self.steps[warmup:]]
+        return [step.spent.seconds for step in self.steps[warmup:]]
+
+    def cpu_seconds(self, warmup: int) -> list[float]:
+        return [step.spent.cpu_seconds for step in self.steps[warmup:]]
 
     def figures(self, warmup: int, tokens: int) -> dict[str, Any]:
         timed = self.seconds(warmup)
         return {
             "start_up_seconds": self.start_up_seconds,
-            "first_step_seconds": self.steps[0].seconds,
+            "first_step_seconds": self.steps[0].spent.seconds,
             "step_seconds": timed,
+            "step_cpu_seconds": self.cpu_seconds(warmup),
             "median_step_seconds": median(timed),
             "tokens_per_second": tokens / median(timed),
         }

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from pretrain.config.checks import BatchPlan
+from pretrain.config.deepspeed import bucket_elements
 from pretrain.config.load import to_yaml
 from pretrain.config.schema import Experiment, ModelSection
 from pretrain.models.layers import ModelSpec
@@ -28,11 +29,12 @@ PROCESS_BYTES = 280_000_000
 measured with torch 2.13 for CPU and DeepSpeed 0.19.8 on Linux."""
 
 
-class Lengths(NamedTuple):
-    """Positions of a sample in encoder and decoder; 0 where there is no such stack."""
+class Sizes(NamedTuple):
+    """Positions of a sample in encoder and decoder (0 where there is no such stack), and rows of the embedding."""
 
     source: int
     target: int
+    vocabulary: int
 
     @property
     def tokens(self) -> int:
@@ -84,7 +86,7 @@ def parameters_by_part(spec: ModelSpec) -> dict[str, int]:
     return {name: count for name, count in parts.items() if count}
 
 
-def stage_memory(experiment: Experiment, spec: ModelSpec, plan: BatchPlan, row: StageRow, lengths: Lengths) -> Memory:
+def stage_memory(experiment: Experiment, spec: ModelSpec, plan: BatchPlan, row: StageRow, sizes: Sizes) -> Memory:
     """Estimate for one process of a stage."""
     layers = spec.layers[row.start : row.stop]
     shared = shared_parameters(spec)
@@ -92,47 +94,43 @@ def stage_memory(experiment: Experiment, spec: ModelSpec, plan: BatchPlan, row: 
     count += sum(shared[key] for key in {layer.tie_key for layer in layers if layer.tie_key})
     own = count // plan.data_parallel_size
     width = 4 if experiment.train.precision == "fp32" else 2
-    # Gradients: ZeRO-1 and 2 reduce whole gradients; half precision also accumulates in fp32. The update flattens this
-    # process's share once more.
-    gradients = count * (width if width == 4 else width + 4) + own * 4
+    gradients = count * (width if width == 4 else width + 4)  # whole ones; half precision also accumulates in fp32
+    if experiment.train.precision == "bf16" and experiment.parallel.zero_stage == 1:
+        gradients += 4 * min(count, bucket_elements(experiment))  # DeepSpeed's BF16 optimizer: a bucket on its way
+    else:
+        gradients += 4 * own  # its ZeRO optimizer: the update flattens this process's share once more
     state = own * 12  # fp32 masters and two moments; a save copies them
     logits = 0
     if row.stop == len(spec.layers):
-        logits = experiment.batch.micro_batch_size * (lengths.target or lengths.source) * vocabulary(spec) * LOGIT_BYTES
-    activations = _activations(experiment, spec, plan, row, lengths, width)
+        logits = experiment.batch.micro_batch_size * (sizes.target or sizes.source) * sizes.vocabulary * LOGIT_BYTES
+    activations = _activations(experiment, spec, plan, row, sizes, width)
     return Memory(count * width, gradients, state, activations, logits, save=state)
 
 
-def vocabulary(spec: ModelSpec) -> int:
-    """Rows of the token embedding."""
-    with torch.device("meta"):
-        return next(iter(spec.shared.values()))().weight.shape[0]  # type: ignore[union-attr]
-
-
 def _activations(
-    experiment: Experiment, spec: ModelSpec, plan: BatchPlan, row: StageRow, lengths: Lengths, width: int
+    experiment: Experiment, spec: ModelSpec, plan: BatchPlan, row: StageRow, sizes: Sizes, width: int
 ) -> int:
     every, rows = experiment.train.activation_checkpointing, experiment.batch.micro_batch_size * width
     layers = [layer.name for layer in spec.layers[row.start : row.stop] if ".layers." in layer.name]
-    kept = [rows * _kept_elements(experiment.model, name.startswith("encoder"), lengths) for name in layers]
+    kept = [rows * _kept_elements(experiment.model, name.startswith("encoder"), sizes) for name in layers]
     alive = min(plan.micro_batches, plan.pipeline_stages - row.stage)  # 1F1B: micro-batches in flight
     if every:
-        between = rows * max(lengths) * experiment.model.hidden_size * len(layers) / every
+        between = rows * max(sizes.source, sizes.target) * experiment.model.hidden_size * len(layers) / every
         return int(alive * between + every * max(kept, default=0))
     return int(alive * sum(kept))
 
 
-def _kept_elements(model: ModelSection, encodes: bool, lengths: Lengths) -> float:
+def _kept_elements(model: ModelSection, encodes: bool, sizes: Sizes) -> float:
     """What a layer keeps of one sample for its backward pass, roughly."""
-    positions = lengths.source if encodes else lengths.target
+    positions = sizes.source if encodes else sizes.target
     dropout = 1 if model.dropout else 0
     widths: float = LAYER_WIDTHS + 2 * dropout
-    if not encodes and lengths.source:
-        widths += CROSS_WIDTHS + dropout + 2 * lengths.source / positions
+    if not encodes and sizes.source:
+        widths += CROSS_WIDTHS + dropout + 2 * sizes.source / positions
     return positions * (widths * model.hidden_size + FFN_TENSORS.get(model.activation, 2) * model.ffn_size)
 
 
-def plan_text(experiment: Experiment, spec: ModelSpec, plan: BatchPlan, lengths: Lengths) -> str:
+def plan_text(experiment: Experiment, spec: ModelSpec, plan: BatchPlan, sizes: Sizes) -> str:
     """The experiment as resolved, and what it will take."""
     parts = parameters_by_part(spec)
     lines = [to_yaml(experiment).rstrip(), "", f"parameters  {sum(parts.values()):,}"]
@@ -142,14 +140,14 @@ def plan_text(experiment: Experiment, spec: ModelSpec, plan: BatchPlan, lengths:
         "",
         f"batch       {batch.global_batch_size} samples a step = {batch.micro_batch_size} a micro-batch x "
         f"{plan.micro_batches} micro-batches x {plan.data_parallel_size} data-parallel processes; "
-        f"{batch.global_batch_size * lengths.tokens:,} tokens",
+        f"{batch.global_batch_size * sizes.tokens:,} tokens",
         f"processes   {plan.world_size} = {plan.pipeline_stages} stages x {plan.data_parallel_size} data-parallel",
         "",
         f"{'stage':<7}{'layers':>8}{'cost':>8}  {'weights':>10}{'gradients':>11}{'optimizer':>11}"
         f"{'activations':>13}{'logits':>9}{'total':>9}  GiB a process, estimated",
     ]
     rows = stage_table(experiment, spec)
-    memories = [stage_memory(experiment, spec, plan, row, lengths) for row in rows]
+    memories = [stage_memory(experiment, spec, plan, row, sizes) for row in rows]
     for row, memory in zip(rows, memories, strict=True):
         parts_of_it = [memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.logits]
         figures = [*parts_of_it, memory.total]

@@ -40,6 +40,7 @@ from pretrain.data.units import unit_of
 from pretrain.errors import DataError
 from pretrain.objectives.cross_entropy import IGNORE_INDEX
 from pretrain.objectives.registry import OBJECTIVES
+from pretrain.objectives.tokens import SpecialTokens
 
 if TYPE_CHECKING:
     from pretrain.config.schema import Experiment
@@ -110,7 +111,7 @@ def prepare(experiment: Experiment, quiet: bool = False) -> PreparedData:
     cache = cache_folder(experiment)
     train, validation = open_sources(experiment, quiet)
     tokenizer = open_tokenizer(experiment, train, quiet)
-    objective = build_objective(experiment, tokenizer)
+    objective = build_objective(experiment, tokenizer.special)
     files = open_tokens(cache, tokenizer, train, validation, quiet)
     name = _fingerprint(experiment, train, validation, tokenizer)
     unit = unit_of(experiment)
@@ -124,18 +125,43 @@ def prepare(experiment: Experiment, quiet: bool = False) -> PreparedData:
     return PreparedData(tokenizer, objective, **splits, fingerprint=name, unigram_entropy=unigram_entropy(targets))
 
 
-def build_objective(experiment: Experiment, tokenizer: Tokenizer) -> Any:
-    """The experiment's objective for this tokenizer.
+def build_objective(experiment: Experiment, special: SpecialTokens) -> Any:
+    """The experiment's objective for the tokenizer that has these pieces.
 
     Raises:
         ConfigError: it does not fit the tokenizer or the sequence length.
     """
     data = experiment.data
-    return OBJECTIVES.build(experiment.objective, tokenizer.special, data.sequence_length, data.document_mask)
+    return OBJECTIVES.build(experiment.objective, special, data.sequence_length, data.document_mask)
 
 
 def cache_folder(experiment: Experiment) -> Path:
     return Path(experiment.run.cache).expanduser()
+
+
+def facts_folder(cache: Path, corpus: Corpus) -> Path:
+    return cache / "corpora" / digest(FORMAT, corpus.listing())[:32]
+
+
+def tokenizer_folder(experiment: Experiment, train: Source, mask: bool) -> Path:
+    """Where a tokenizer that is trained on `train` (`auto`) is kept."""
+    vocab_size, sentinels = experiment.data.vocab_size, wanted_sentinels(experiment)
+    key = digest(FORMAT, vocab_size, sentinels, SAMPLE_CHARACTERS, train.identity, *(["mask"] if mask else []))
+    return cache_folder(experiment) / "tokenizers" / key[:32]
+
+
+def tokens_folder(cache: Path, tokenizer: Tokenizer, train: Source, validation: Source) -> Path:
+    return cache / "tokens" / digest(FORMAT, tokenizer.fingerprint, train.identity, validation.identity)[:32]
+
+
+def wanted_sentinels(experiment: Experiment) -> int:
+    """Sentinel pieces that the objective needs."""
+    return int(getattr(experiment.objective, "sentinels", 0))
+
+
+def wants_mask(experiment: Experiment) -> bool:
+    """Whether the objective needs a mask piece."""
+    return bool(getattr(experiment.objective, "mask_piece", False))
 
 
 def open_sources(experiment: Experiment, quiet: bool = False) -> tuple[Source, Source]:
@@ -165,14 +191,12 @@ def open_tokenizer(experiment: Experiment, train: Source, quiet: bool = False, m
     It has a mask piece where the objective needs one, or `mask` asks for it.
     """
     data = experiment.data
-    sentinels = int(getattr(experiment.objective, "sentinels", 0))
-    mask = mask or getattr(experiment.objective, "mask_piece", False)
+    sentinels, mask = wanted_sentinels(experiment), mask or wants_mask(experiment)
     if data.tokenizer != AUTO:
         return Tokenizer.load(data.tokenizer, sentinels, mask)
-    key = digest(FORMAT, data.vocab_size, sentinels, SAMPLE_CHARACTERS, train.identity, *(["mask"] if mask else []))
     train_on = partial(train_tokenizer, vocab_size=data.vocab_size, sentinels=sentinels, mask=mask)
     build = partial(_build_tokenizer, source=train, train_on=train_on, quiet=quiet)
-    folder = build_once(cache_folder(experiment) / "tokenizers" / key[:32], build)
+    folder = build_once(tokenizer_folder(experiment, train, mask), build)
     return Tokenizer.load(folder / "tokenizer.model", sentinels, mask)
 
 
@@ -180,9 +204,8 @@ def open_tokens(
     cache: Path, tokenizer: Tokenizer, train: Source, validation: Source, quiet: bool = False
 ) -> dict[str, TokenFile]:
     """The token files of both splits, documents ended by eos."""
-    key = digest(FORMAT, tokenizer.fingerprint, train.identity, validation.identity)
     build = partial(_build_tokens, tokenizer=tokenizer, train=train, validation=validation, quiet=quiet)
-    folder = build_once(cache / "tokens" / key[:32], build)
+    folder = build_once(tokens_folder(cache, tokenizer, train, validation), build)
     return {split: TokenFile(folder / split) for split in ("train", "validation")}
 
 
@@ -228,7 +251,7 @@ def _facts(cache: Path, corpus: Corpus, key: str, quiet: bool) -> CorpusFacts:
     def build(folder: Path) -> None:
         (folder / "facts.json").write_text(json.dumps(scan(corpus, key).to_dict()))
 
-    folder = build_once(cache / "corpora" / digest(FORMAT, corpus.listing())[:32], build)
+    folder = build_once(facts_folder(cache, corpus), build)
     try:
         facts = CorpusFacts(**json.loads((folder / "facts.json").read_text()))
     except (OSError, ValueError, TypeError) as error:

@@ -161,6 +161,13 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int, sentinels: int, mask:
     return model.getvalue()
 
 
+def planned_tokens(sentinels: int, mask: bool) -> SpecialTokens:
+    """The special pieces that `train_tokenizer` will give, before there is a tokenizer; text spells nothing yet."""
+    first = EOS + 1
+    pieces = tuple(range(first, first + sentinels))
+    return SpecialTokens(PAD, UNK, BOS, EOS, pieces, mask=first + sentinels if mask else None)
+
+
 def training_lines(
     corpus: Corpus, split: Split, characters: int, sample_characters: int = SAMPLE_CHARACTERS
 ) -> Iterator[str]:

@@ -172,7 +172,7 @@ def _architecture(checkpoint: Checkpoint, experiment: Experiment, tokenizer: Tok
 
     lengths = rows(SOURCE_TABLE), rows(TARGET_TABLE)
     if not any(lengths):
-        objective = build_objective(experiment, tokenizer)
+        objective = build_objective(experiment, tokenizer.special)
         lengths = objective.source_length, objective.target_length
     return Architecture(experiment.model, rows(TOKEN_TABLE), *lengths)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from harness import Group, refused, train, train_main
+import json
+
+from harness import Group, lines, refused, train, train_main
 
 
 def printed(argv) -> str:
@@ -31,6 +33,18 @@ def test_a_folder_with_another_run_is_remarked_on(command, tmp_path):
 
 
 def test_nothing_is_made(command, tmp_path):
-    text = printed(command("run", "--dry-run", "--resume", "must"))
+    cache = f"run.cache={tmp_path / 'cache'}"
+    text = printed(command("run", "--dry-run", "--resume", "must", cache))
     assert "remark      training would be refused: --resume must" in text
-    assert not (tmp_path / "run").exists()
+    assert f"data        to be built in {tmp_path / 'cache'}: one reading of data.train, a tokenizer of 800" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_says_what_the_run_then_has(command, tmp_path):
+    train(command("run", "train.stop_at_step=1"))
+    text = printed(command("run", "train.stop_at_step=1", "--dry-run"))
+    parameters = json.loads((tmp_path / "run" / "summary.json").read_text())["parameters"]
+    assert f"parameters  {parameters:,}\n" in text
+    (step,) = [line for line in lines(tmp_path / "run" / "metrics.jsonl") if "tokens" in line]
+    assert f"; {step['tokens']:,} tokens\n" in text
+    assert "data        ready" in text

@@ -6,6 +6,8 @@ import importlib.util
 import json
 import subprocess
 import sys
+import sysconfig
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +22,11 @@ from pretrain.analysis.bench_machine import busy_seconds, machine, peak_resident
 from pretrain.analysis.bench_report import text
 from pretrain.analysis.bench_sides import Options
 from pretrain.analysis.bench_statistics import paired_ratio
+from pretrain.analysis.bench_suite import SUITES, Case, cases
+from pretrain.config.load import load_experiment
 from pretrain.errors import EXIT_ORPHANED
+from pretrain.hf.hosts import host_for
+from pretrain.hf.trained import Architecture
 
 SHORT = Options(repeats=2, warmup=1)
 LAYOUTS: dict[str, tuple[int, list[str]]] = {
@@ -31,9 +37,37 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
 }
 
 
-def measured(recipe: Path, folder: Path, processes: int, *overrides: str, sabotage: str | None = None) -> list[Any]:
+AGAINST_TRAINER = replace(SHORT, against="hf")
+ONE_BATCH = ("batch.micro_batch_size=8", "model.block.kind=post_ln")
+NATIVE: dict[str, tuple[str, list[str]]] = {
+    "encoder_decoder": ("BartForConditionalGeneration", []),
+    "pre_ln": (
+        "GPT2LMHeadModel",
+        [
+            "model={family: decoder, encoder_layers: 0, embedding_norm: false, block: {kind: pre_ln}}",
+            "objective.kind=causal_lm",
+        ],
+    ),
+    "encoder": (
+        "BertForMaskedLM",
+        ["model={family: encoder, decoder_layers: 0}", "objective.kind=masked_lm"],
+    ),
+    "folded": (
+        "OPTForCausalLM",
+        [
+            "model={family: decoder, encoder_layers: 0, embedding_norm: false, block: {kind: deepnorm}}",
+            "objective.kind=causal_lm",
+        ],
+    ),
+    "bf16": ("BartForConditionalGeneration", ["train.precision=bf16"]),
+}
+
+
+def measured(
+    recipe: Path, folder: Path, processes: int, *overrides: str, sabotage: str | None = None, options: Options = SHORT
+) -> list[Any]:
     argv = [f"run.dir={folder}", *overrides]
-    return run_group(targets_bench.measure, processes, str(recipe), argv, SHORT, sabotage)
+    return run_group(targets_bench.measure, processes, str(recipe), argv, options, sabotage)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +143,62 @@ def test_figures(name: str, small_recipe: Path, tmp_path: Path) -> None:
     assert "6" in text(machine(), [first])
 
 
+@pytest.mark.parametrize("name", NATIVE)
+def test_the_trainer_does_the_same(name: str, small_recipe: Path, tmp_path: Path) -> None:
+    """Three steps of a real Trainer over the native class, in turns with the engine."""
+    native, overrides = NATIVE[name]
+    argv = [*ONE_BATCH, *overrides]
+    (figures,) = measured(small_recipe, tmp_path, 1, *argv, options=AGAINST_TRAINER)
+    rival, folded, bf16 = figures["rival"], name == "folded", name == "bf16"
+    assert (rival["class"], rival["optimizer"], rival["learning_rate_0"]) == (native, "adamw_torch_fused", folded)
+    assert rival["attention"] == "sdpa"
+    assert len(rival["step_seconds"]) == len(figures["engine"]["step_seconds"]) == 2
+    assert min([*rival["step_seconds"], *rival["step_cpu_seconds"]]) > 0
+    # fp32: rounding of two implementations in three steps; bf16: weights rounded on one side only.
+    assert figures["largest_loss_difference"] < (2e-2 if bf16 else 3e-6)
+    assert (figures["largest_grad_norm_difference"] is None) == folded
+    said = text(machine(), [{**figures, "bound": 0.95}], suite=True)
+    assert native in said
+    assert ("learning rate 0" in said) == folded
+
+
+@pytest.mark.parametrize("sabotage", targets_bench.TRAINER_SABOTAGES)
+def test_other_work_of_the_trainer_is_not_timed(sabotage: str, small_recipe: Path, tmp_path: Path) -> None:
+    (message,) = measured(small_recipe, tmp_path, 1, *ONE_BATCH, sabotage=sabotage, options=AGAINST_TRAINER)
+    step = {"update": 2}.get(sabotage, 1)
+    figure = "gradient norm" if sabotage == "gradient" else "loss"
+    assert message.startswith(f"step {step}: {figure} ")
+    assert message.endswith("of the Hugging Face Trainer: not the same work, so no times are given")
+
+
+class TestSuite:
+    @pytest.mark.parametrize("case", SUITES["families"], ids=lambda case: case.name)
+    def test_every_case_has_its_native_class(self, case: Case, tmp_path: Path) -> None:
+        """Also in its tiny sizes: the recipe is right, and a class holds the model exactly."""
+        native = {"encoder": "BertForMaskedLM", "encoder_decoder": "BartForConditionalGeneration"}
+        decoders = {"pre_ln": "GPT2LMHeadModel"}
+        wanted = native.get(case.model.family) or decoders.get(case.model.block, "OPTForCausalLM")
+        for tiny in (False, True):
+            model = load_experiment(str(case.write(tmp_path)), tiny=tiny).model
+            lengths = (128 if model.encoder_layers else 0, 128 if model.decoder_layers else 0)
+            assert host_for(Architecture(model, 500, *lengths)).model_class.__name__ == wanted
+
+    def test_sizes_and_bounds(self) -> None:
+        """As the comparison is promised: ties where matrix products decide, 5% ahead elsewhere."""
+        bounds = {case.name: case.bound for case in SUITES["families"]}
+        assert len(bounds) == len(SUITES["families"]) == 28
+        assert {bound for name, bound in bounds.items() if name.endswith("12x256-fp32")} == {1.05}
+        assert {bound for name, bound in bounds.items() if not name.endswith("12x256-fp32")} == {0.95}
+
+    def test_patterns(self) -> None:
+        assert [case.name for case in cases("families", "encoder-*-48x128-bf16,decoder-pre_ln-12x256-fp32")] == [
+            "decoder-pre_ln-12x256-fp32",
+            "encoder-post_ln-48x128-bf16",
+            "encoder-deepnorm-48x128-bf16",
+        ]
+        assert cases("families", None) == SUITES["families"]
+
+
 @pytest.mark.parametrize("sabotage", targets_bench.SABOTAGES)
 def test_other_work_is_not_timed(sabotage: str, small_recipe: Path, tmp_path: Path) -> None:
     (message,) = measured(small_recipe, tmp_path, 1, sabotage=sabotage)
@@ -142,6 +232,12 @@ def test_bf16_against_autocast(small_recipe: Path, tmp_path: Path) -> None:
         (["--recipe", "{recipe}", "--depths", "2,x"], "--depths"),
         (["--recipe", "{recipe}", "--plain-adamw", "sgd"], "--plain-adamw"),
         ([], "--recipe"),
+        (["--recipe", "{recipe}", "--suite", "families"], "--suite"),
+        (["--suite", "family"], "--suite"),
+        (["--suite", "families", "--depths", "2"], "--depths"),
+        (["--suite", "families", "--only", "gpt"], "--only gpt"),
+        (["--recipe", "{recipe}", "--only", "gpt"], "--only"),
+        (["--recipe", "{recipe}", "--against", "lightning"], "--against"),
     ],
 )
 def test_wrong_input_is_one_line(
@@ -157,6 +253,28 @@ def test_wrong_input_is_one_line(
     assert error.startswith("error: ")
     assert named in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["parallel.pipeline_stages=2"], "parallel.pipeline_stages=1"),
+        (["batch.micro_batch_size=4"], "batch.micro_batch_size = 4"),
+        (["model.dropout=0.1"], "model.dropout = 0.1"),
+        (["loss.z_loss=1e-4"], "loss.z_loss = 0.0001"),
+        (["optimizer.no_decay=[norms]"], "optimizer.no_decay = [norms]"),
+        (["model.embedding_norm=false"], "model.embedding_norm"),
+        (["model={family: decoder, encoder_layers: 0}", "objective.kind=prefix_lm"], "prefix_lm"),
+    ],
+)
+def test_what_the_trainer_does_not_do(
+    overrides: list[str], named: str, tool: ModuleType, small_recipe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert tool.main(["--recipe", str(small_recipe), "--against", "hf", *ONE_BATCH, *overrides]) == 2
+    out, error = capfd.readouterr()
+    assert error.startswith("error: ")
+    assert named in error
+    assert (out, error.count("\n")) == ("", 1)
 
 
 def test_help_and_version(tool: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
@@ -183,6 +301,20 @@ def test_one_command_starts_the_ranks(
     header = next(i for i, line in enumerate(table) if "engine s" in line and "ratio" in line)
     assert len(table[header].split("  ")) > 5
     assert [line.split()[0] for line in table[header + 1 : header + 3]] == ["2", "4"]
+
+
+@pytest.mark.slow
+def test_a_suite_ends_in_a_table(tool: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "suite.json"
+    corpus = Path(sysconfig.get_path("stdlib")) / "asyncio"
+    data = [f"data.train={corpus}", "data.glob=**/*.py", f"run.cache={tmp_path}"]
+    case = "encoder_decoder-post_ln-48x128-fp32"
+    assert tool.main(["--suite", "families", "--only", case, "--tiny", "--repeats", "1", "-o", str(out), *data]) == 0
+    (figures,) = json.loads(out.read_text())["measurements"]
+    assert (figures["recipe"], figures["bound"], figures["against"]) == (f"{case}-tiny", 0.95, "hf")
+    table = capfd.readouterr().out
+    assert f"{case}-tiny  BartForConditionalGeneration" in table
+    assert ("holds" in table) == (figures["ratio"]["median"] <= 0.95)
 
 
 def test_a_rank_that_dies_ends_the_others(tool: ModuleType) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pretrain.analysis.plan import PROCESS_BYTES, Lengths, plan_text, stage_memory
+from pretrain.analysis.plan import PROCESS_BYTES, Sizes, plan_text, stage_memory
 from pretrain.config.checks import check
+from pretrain.config.deepspeed import MAX_BUCKET_ELEMENTS
 from pretrain.config.load import load_experiment
 from pretrain.models.layer_list import LayerList
 from pretrain.models.registry import FAMILIES
@@ -21,35 +22,39 @@ SIZES = [
 ]
 SMALL = ["model.encoder_layers=4", "model.decoder_layers=4", "model.ffn_size=128"]
 CASES = {
-    "encoder_decoder": ("demo", SMALL, Lengths(48, 20)),
-    "dropout": ("demo", [*SMALL, "model.dropout=0.1"], Lengths(48, 20)),
-    "decoder": ("gpt_base", ["model.decoder_layers=4", "model.ffn_size=256"], Lengths(0, 48)),
+    "encoder_decoder": ("demo", SMALL, Sizes(48, 20, VOCABULARY)),
+    "dropout": ("demo", [*SMALL, "model.dropout=0.1"], Sizes(48, 20, VOCABULARY)),
+    "decoder": ("gpt_base", ["model.decoder_layers=4", "model.ffn_size=256"], Sizes(0, 48, VOCABULARY)),
     "gated": (
         "gpt_base",
         ["model.decoder_layers=4", "model.ffn_size=256", "model.activation=swiglu", "model.positions=rotary"],
-        Lengths(0, 48),
+        Sizes(0, 48, VOCABULARY),
     ),
-    "encoder": ("bamboo_bert", ["model.encoder_layers=8", "model.ffn_size=256", "model.dropout=0"], Lengths(48, 0)),
-    "parallel": ("parallel_gpt", ["model.decoder_layers=4", "model.ffn_size=256"], Lengths(0, 48)),
-    "sas": ("sas_codeparrot", ["model.decoder_layers=4", "model.ffn_size=256"], Lengths(0, 48)),
+    "encoder": (
+        "bamboo_bert",
+        ["model.encoder_layers=8", "model.ffn_size=256", "model.dropout=0"],
+        Sizes(48, 0, VOCABULARY),
+    ),
+    "parallel": ("parallel_gpt", ["model.decoder_layers=4", "model.ffn_size=256"], Sizes(0, 48, VOCABULARY)),
+    "sas": ("sas_codeparrot", ["model.decoder_layers=4", "model.ffn_size=256"], Sizes(0, 48, VOCABULARY)),
 }
 
 
-def planned(recipe, overrides, lengths, processes=1):
+def planned(recipe, overrides, sizes, processes=1):
     """(experiment, model, batch plan, memory of each stage)"""
     common = ["train.precision=fp32", "train.activation_checkpointing=0", f"parallel.pipeline_stages={processes}"]
     experiment = load_experiment(recipe, [*common, *SIZES, *overrides])
     plan = check(experiment, processes, "cpu")
-    spec = FAMILIES[experiment.model.family](experiment.model, VOCABULARY, *lengths)
+    spec = FAMILIES[experiment.model.family](experiment.model, sizes.vocabulary, sizes.source, sizes.target)
     rows = stage_table(experiment, spec)
-    return experiment, spec, plan, [stage_memory(experiment, spec, plan, row, lengths) for row in rows]
+    return experiment, spec, plan, [stage_memory(experiment, spec, plan, row, sizes) for row in rows]
 
 
-def saved_bytes(experiment, spec, lengths):
+def saved_bytes(experiment, spec, sizes):
     """What autograd keeps of one micro-batch of all layers, each storage once and weights left out."""
     layers = LayerList(spec, seed=1)
     rows = experiment.batch.micro_batch_size
-    length = {True: lengths.target or lengths.source, False: lengths.source or lengths.target}
+    length = {True: sizes.target or sizes.source, False: sizes.source or sizes.target}
     batch = {key: torch.ones(rows, length[key.startswith("decoder")], dtype=torch.long) for key in (*spec.inputs,)} | {
         "sample_key": torch.arange(rows)
     }
@@ -69,26 +74,26 @@ def saved_bytes(experiment, spec, lengths):
 
 @pytest.mark.parametrize("case", CASES)
 def test_activations_are_what_autograd_keeps(case):
-    recipe, overrides, lengths = CASES[case]
-    experiment, spec, _, (memory,) = planned(recipe, overrides, lengths)
+    recipe, overrides, sizes = CASES[case]
+    experiment, spec, _, (memory,) = planned(recipe, overrides, sizes)
     # A third to either side: blocks differ by a few tensors of the residual width out of twelve and more.
-    assert memory.activations == pytest.approx(saved_bytes(experiment, spec, lengths), rel=0.33)
+    assert memory.activations == pytest.approx(saved_bytes(experiment, spec, sizes), rel=0.33)
 
 
 def test_logits_lie_on_the_last_stage_alone():
-    lengths = Lengths(48, 20)
-    _, _, _, stages = planned("demo", SMALL, lengths, processes=2)
+    sizes = Sizes(48, 20, VOCABULARY)
+    _, _, _, stages = planned("demo", SMALL, sizes, processes=2)
     # Of one micro-batch of 2 samples: log-probabilities and two gradients on their way back, in fp32.
     assert [memory.logits for memory in stages] == [0, 2 * 20 * VOCABULARY * 3 * 4]
 
 
 def test_parts_add_up_and_data_parallelism_divides_what_zero_shards():
-    lengths = Lengths(48, 20)
+    sizes = Sizes(48, 20, VOCABULARY)
     overrides = [*SMALL, "parallel.pipeline_stages=1"]
-    *_, (one,) = planned("demo", overrides, lengths)
-    experiment, spec, _, _ = planned("demo", overrides, lengths)
+    *_, (one,) = planned("demo", overrides, sizes)
+    experiment, spec, _, _ = planned("demo", overrides, sizes)
     (row,) = stage_table(experiment, spec)
-    two = stage_memory(experiment, spec, check(experiment, 2, "cpu"), row, lengths)
+    two = stage_memory(experiment, spec, check(experiment, 2, "cpu"), row, sizes)
     count = sum(parameter.numel() for parameter in LayerList(spec).parameters())
     assert one.weights == 4 * count
     # The whole gradient, and this process's share once more when the update flattens it.
@@ -98,12 +103,36 @@ def test_parts_add_up_and_data_parallelism_divides_what_zero_shards():
     assert (one.save, two.save) == (12 * count, 12 * (count // 2))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "bytes_each"),
+    [
+        (["train.precision=bf16"], 2 + 4 + 4),  # working, accumulated, one bucket on its way (a small model's is whole)
+        (["train.precision=bf16", "parallel.zero_stage=2"], 2 + 4 + 4),  # working, accumulated, flattened
+        ([], 4 + 4),  # working, flattened
+    ],
+)
+def test_gradients_as_counted_in_a_running_engine(overrides, bytes_each):
+    sizes = Sizes(48, 20, VOCABULARY)
+    _, spec, *_, (memory,) = planned("demo", [*SMALL, *overrides], sizes)
+    assert memory.gradients == bytes_each * sum(parameter.numel() for parameter in LayerList(spec).parameters())
+
+
+def test_accumulation_in_bf16_and_zero_1_has_no_flat_copy_but_a_bounded_bucket():
+    sizes = Sizes(48, 20, VOCABULARY)
+    wide = ["model.hidden_size=1024", "model.ffn_size=4096", "train.precision=bf16"]
+    _, spec, *_, (memory,) = planned("demo", [*SMALL, *wide], sizes)
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in LayerList(spec).parameters())
+    assert count > MAX_BUCKET_ELEMENTS
+    assert memory.gradients == 6 * count + 4 * MAX_BUCKET_ELEMENTS
+
+
 def test_the_text_has_the_process_itself_on_a_line_of_its_own():
-    lengths = Lengths(48, 20)
-    experiment, spec, plan, (memory,) = planned("demo", SMALL, lengths)
-    text = plan_text(experiment, spec, plan, lengths)
+    sizes = Sizes(48, 20, VOCABULARY)
+    experiment, spec, plan, (memory,) = planned("demo", SMALL, sizes)
+    text = plan_text(experiment, spec, plan, sizes)
     table = text[text.index("stage  ") :].splitlines()
-    assert table[0].split()[:8] == "stage layers cost weights gradients optimizer activations logits".split()
+    assert table[0].split()[3:9] == ["weights", "gradients", "optimizer", "activations", "logits", "total"]
     assert f"{memory.total / 2**30:.3f}" in table[1].split()
     (line,) = [line for line in table if line.startswith("main memory")]
     assert f"{PROCESS_BYTES / 2**30:.2f} GiB" in line
