@@ -143,11 +143,11 @@ class PipelineEngine(ZeroEngine):
             config=config,
             config_class=DeepSpeedConfig(config, mpu),
         )
-        self.attach(engine)
         self.rank = collectives.rank()
         self.stage, self.num_stages = engine.stage_id, engine.num_stages
         self.data_parallel_rank = mpu.get_data_parallel_rank()
         self.data_parallel_size = mpu.get_data_parallel_world_size()
+        self.attach(engine)
         self._data_group = mpu.get_data_parallel_group()
 
     def _micro_batches(self, batches: Sequence[Batch], scale: float) -> Any:

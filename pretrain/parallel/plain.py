@@ -56,9 +56,9 @@ class PlainEngine(ZeroEngine):
         engine, *_ = deepspeed.initialize(
             model=_Module(layers), optimizer=optimizer, config=config, dist_init_required=False
         )
-        self.attach(engine)
         self.rank = self.data_parallel_rank = collectives.rank()
         self.data_parallel_size = collectives.world_size()
+        self.attach(engine)
 
     def _summed_loss(self, batch: Batch, loss: TokenLoss) -> Tensor:
         batch = {key: tensor.to(self.device, non_blocking=True) for key, tensor in batch.items()}

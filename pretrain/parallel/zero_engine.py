@@ -10,6 +10,7 @@ import torch
 from pretrain.parallel.engine import Engine, Shard, StepResult
 from pretrain.parallel.loss_scale import load_scaler_state, scaler_state
 from pretrain.parallel.shards import create_moments, set_step_count, step_count, zero_shards
+from pretrain.parallel.single_replica import simplify
 
 
 class ZeroEngine(Engine):
@@ -21,6 +22,7 @@ class ZeroEngine(Engine):
         """Take over a built DeepSpeed engine: moments exist from now on, listeners run before each update."""
         self.deepspeed = deepspeed
         self.before_update = []
+        simplify(deepspeed.optimizer, self.data_parallel_size)
         create_moments(deepspeed.optimizer.optimizer)
         step = deepspeed.optimizer.step
 
