@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretrain.blocks.norms import NORMS
+from pretrain.blocks.norms import GAIN_NORMS
 from pretrain.blocks.positions import rotate
 
 
@@ -23,7 +24,11 @@ class AttentionCore(nn.Module):
 
         mask: bool broadcastable to [B, H, T, S] (True: visible), complete, also where causal; None: all, or causal.
         """
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and mask is None)
+        dtype = q.dtype
+        if dtype == torch.bfloat16 and q.device.type == "cpu":  # torch's CPU kernel is a third slower in bf16
+            q, k, v = q.float(), k.float(), v.float()
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal and mask is None)
+        return attended.to(dtype)
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,8 @@ class AttentionOptions:
     Args:
         bias: biases on all four projections.
         qk_norm: None, or the kind of norm over d_h, one gain for all heads, on q and k before their product
-            (ViT-22B, arXiv 2302.05442, eq. 3).
+            (ViT-22B, arXiv 2302.05442, eq. 3). As the paper's it has no bias: on k softmax would not see one, and the
+            bound sqrt(d_h) max|gain_q| max|gain_k| on the logits needs there to be none.
         eps: of that norm.
         rotary: rotary positions on q and k (after their norm); self-attention only.
     """
@@ -74,5 +80,5 @@ def query_key_norms(head_size: int, options: AttentionOptions) -> tuple[nn.Modul
     """The norms of QK-norm, or two identities."""
     if options.qk_norm is None:
         return nn.Identity(), nn.Identity()
-    norm = NORMS[options.qk_norm]
+    norm = GAIN_NORMS[options.qk_norm]
     return norm(head_size, options.eps), norm(head_size, options.eps)

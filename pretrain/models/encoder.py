@@ -18,6 +18,9 @@ from pretrain.blocks.registry import BLOCKS
 from pretrain.config.schema import ModelSection
 from pretrain.models.layers import LayerSpec, ModelSpec, State
 from pretrain.models.parts import TOKENS, Embeddings, LayerCosts, block, final_norm, normalise, output_key, tables
+from pretrain.objectives.cross_entropy import IGNORE_INDEX
+
+INPUTS = ("input_ids", "attention_mask", "sample_key")
 
 
 class EncoderOnlyState(NamedTuple):
@@ -29,6 +32,8 @@ class EncoderOnlyState(NamedTuple):
     """int64 [B, S], see `blocks.masks`"""
     sample_key: Tensor
     """int64 [B]"""
+    labels: Tensor
+    """int64 [B, S], -100 where nothing is predicted; [0]: every position is"""
 
 
 class PredictionHead(nn.Module):
@@ -48,15 +53,16 @@ class PredictionHead(nn.Module):
         self.bias.zero_()
 
     def forward(self, hidden: Tensor, output: Tensor) -> Tensor:
-        """hidden [B, S, d], output [V, d] -> [B, S, V]."""
+        """hidden [..., d], output [V, d] -> [..., V]."""
         return F.linear(self.norm(self.activation(self.dense(hidden))), output, self.bias)
 
 
 def embed(embeddings: nn.Module, state: State, tokens: Tensor) -> State:
-    """(input_ids, attention_mask, sample_key) -> EncoderOnlyState."""
-    input_ids, attention_mask, sample_key = state
+    """(input_ids, attention_mask, sample_key), and labels where there are any -> EncoderOnlyState."""
+    input_ids, attention_mask, sample_key, *given = state
     hidden = embeddings(input_ids, attention_mask, tokens, sample_key)
-    return tuple(EncoderOnlyState(hidden, attention_mask, sample_key))
+    labels = given[0] if given else input_ids.new_empty(0)
+    return tuple(EncoderOnlyState(hidden, attention_mask, sample_key, labels))
 
 
 def encode(layer: nn.Module, state: State) -> State:
@@ -73,8 +79,13 @@ def encode_segments(layer: nn.Module, state: State) -> State:
 
 
 def predict(head: nn.Module, state: State, output: Tensor) -> State:
-    """EncoderOnlyState -> (logits [B, S, V],)."""
-    return (head(EncoderOnlyState(*state).hidden, output),)
+    """EncoderOnlyState -> (logits,): [n, V] of the n positions with a label, row by row; without labels [B, S, V].
+
+    A masked LM predicts 15% of its positions: the other logits would be computed for nothing.
+    """
+    x = EncoderOnlyState(*state)
+    hidden = x.hidden[x.labels != IGNORE_INDEX] if x.labels.numel() else x.hidden
+    return (head(hidden, output),)
 
 
 def encoder(
@@ -98,5 +109,6 @@ def encoder(
     if BLOCKS.of(config.block).final_norm:
         layers.append(LayerSpec("encoder.final_norm", partial(final_norm, config), normalise))
     head = partial(PredictionHead, config, vocab_size)
-    layers.append(LayerSpec("head", head, predict, costs.head, tie_key=output_key(config)))
-    return ModelSpec(tuple(layers), tables(config, vocab_size), ("input_ids", "attention_mask", "sample_key"))
+    dense = 2.0 * source_length * config.hidden_size**2
+    layers.append(LayerSpec("head", head, predict, dense + costs.head, tie_key=output_key(config)))
+    return ModelSpec(tuple(layers), tables(config, vocab_size), INPUTS, labels=True)

@@ -43,6 +43,7 @@ class ModelSpec:
         layers: in order of execution.
         shared: modules with one `weight`, by tie key; the key is also their canonical prefix.
         inputs: the batch's keys that make the first layer's state, in order.
+        labels: the batch's labels follow them, where it has any: the head computes what they ask for only.
         preferred_cuts: indices before which a stage boundary costs least (the encoder/decoder border).
     """
 
@@ -50,7 +51,9 @@ class ModelSpec:
     shared: Mapping[str, Callable[[], nn.Module]]
     inputs: tuple[str, ...]
     preferred_cuts: tuple[int, ...] = field(default=())
+    labels: bool = False
 
     def state(self, batch: dict[str, Tensor]) -> State:
         """The first layer's input for one micro-batch."""
-        return tuple(batch[key] for key in self.inputs)
+        labels = ("labels",) if self.labels and "labels" in batch else ()
+        return tuple(batch[key] for key in (*self.inputs, *labels))

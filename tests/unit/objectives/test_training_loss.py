@@ -68,3 +68,34 @@ def test_bfloat16_logits_are_summed_in_fp32():
     assert found.dtype == torch.float32
     expected, _ = equations.summed_loss(logits.double(), labels, 0.1, 1e-2)
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_logits_of_the_labelled_positions_alone():
+    """[n, V] instead of [B, T, V]: the same sum, and gradients where there is something to predict."""
+    logits, labels = sample()
+    whole = TokenLoss(0.1, 0.3).sum(logits, labels)
+    some = TokenLoss(0.1, 0.3).sum(logits[labels != -100], labels)
+    torch.testing.assert_close(some, whole, rtol=1e-14, atol=0)
+    none = TokenLoss(0.1, 0.3).sum(logits[labels == 99], torch.full_like(labels, -100))
+    assert none.item() == 0
+    none.backward()
+
+
+def test_large_logits_lose_no_digits():
+    """fp32: a shift by 4096 leaves differences of logits exact, hence the loss."""
+    logits = torch.tensor([[[0.0, 1.5, -2.25]]], requires_grad=True)
+    labels = torch.tensor([[2]])
+    plain, shifted = cross_entropy_sum(logits, labels), cross_entropy_sum(logits + 4096, labels)
+    assert shifted.item() == pytest.approx(plain.item(), rel=1e-6)
+
+
+def test_the_upstream_gradient_scales_and_a_second_backward_is_refused():
+    """The gradient takes the place of what the loss kept."""
+    logits, labels = sample()
+    loss = TokenLoss(0.1, 0.3).sum(logits, labels)
+    (loss * 0.125).backward(retain_graph=True)
+    expected, _ = equations.summed_loss(logits, labels, 0.1, 0.3)
+    (wanted,) = torch.autograd.grad(expected * 0.125, logits)
+    torch.testing.assert_close(logits.grad, wanted, rtol=1e-12, atol=1e-14)
+    with pytest.raises(TypeError):
+        loss.backward()
