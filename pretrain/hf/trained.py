@@ -83,7 +83,7 @@ class Architecture:
         Returns:
             [B, T, vocab_size] in `dtype`.
         """
-        state = self.spec.state(batch)
+        state = self.spec.state({key: batch[key] for key in self.spec.inputs})  # no labels: logits of all positions
         for index, layer in enumerate(self.spec.layers):
             part = LayerList(self.spec, index, index + 1).to(dtype).eval()
             checkpoint.fill(part.named_parameters())

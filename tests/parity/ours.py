@@ -22,7 +22,9 @@ def whole_model(trained: TrainedModel, segmented: bool = False) -> LayerList:
 
 
 def state_of(trained: TrainedModel, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    return trained.architecture.spec.state(batch)
+    """Without labels, so that all positions have logits."""
+    spec = trained.architecture.spec
+    return spec.state({key: batch[key] for key in spec.inputs})
 
 
 def logits_of(model: LayerList, ids: list[int], mask: list[int] | None = None) -> Tensor:

@@ -24,28 +24,32 @@ from pretrain.hf.verify import verify
 
 from .checkpoints import BERT, CONFIG, GPT, SOURCE_LENGTH, MakeCheckpoint, with_model
 from .conftest import Exported
-from .ours import greedy, logits_of, whole_model
+from .ours import greedy, logits_of, state_of, whole_model
 
+SINUSOIDAL = with_model(CONFIG, positions="sinusoidal")
 MODELS = {
     "pre_ln": (with_model(GPT, activation="gelu_tanh"), "GPT2LMHeadModel"),
     "pre_ln-untied": (with_model(GPT, tie_embeddings=False, norm_eps=1e-6, activation="silu"), "GPT2LMHeadModel"),
-    "pre_ln-sinusoidal": (with_model(GPT, positions="sinusoidal"), "GPT2LMHeadModel"),
     "lns": (with_model(GPT, block={"kind": "lns"}), "GPT2LMHeadModel"),
     "pre_ln-no-bias": (with_model(GPT, bias=False), "OPTForCausalLM"),
     "gpt-deepnorm": (with_model(GPT, block={"kind": "deepnorm"}), "OPTForCausalLM"),
     "gpt-deepnorm_sqrt": (with_model(GPT, block={"kind": "deepnorm_sqrt"}, bias=False), "OPTForCausalLM"),
     "gpt-post_ln": (with_model(GPT, block={"kind": "post_ln"}, tie_embeddings=False), "OPTForCausalLM"),
     "gpt-post_ln_init": (
-        with_model(GPT, block={"kind": "post_ln_init"}, activation="gelu", positions="sinusoidal"),
+        with_model(GPT, block={"kind": "post_ln_init"}, activation="gelu"),
         "OPTForCausalLM",
     ),
     "bert-deepnorm": (with_model(BERT, norm_eps=1e-12), "BertForMaskedLM"),
     "bert-post_ln": (with_model(BERT, block={"kind": "post_ln"}, tie_embeddings=False), "BertForMaskedLM"),
-    "bert-sinusoidal": (with_model(BERT, positions="sinusoidal", activation="relu"), "BertForMaskedLM"),
-    "bart-sinusoidal": (with_model(CONFIG, positions="sinusoidal"), "BartForConditionalGeneration"),
+    "bert-relu": (with_model(BERT, activation="relu"), "BertForMaskedLM"),
+    "bart-sinusoidal": (SINUSOIDAL, "BartForConditionalGeneration"),
+    "bart-sinusoidal-untied": (with_model(SINUSOIDAL, tie_embeddings=False), "BartForConditionalGeneration"),
 }
 STACKS = ("encoder", "decoder")
-FOLDED = {"lns", "gpt-deepnorm", "gpt-deepnorm_sqrt", "bert-deepnorm", "bert-sinusoidal", "bart-sinusoidal"}
+FOLDED = {
+    *("lns", "gpt-deepnorm", "gpt-deepnorm_sqrt", "bert-deepnorm", "bert-relu"),
+    *("bart-sinusoidal", "bart-sinusoidal-untied"),
+}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -88,7 +92,7 @@ def test_logits_of_the_folder_by_users_own_code(opt: Exported, bert: Exported):
         assert not real.all()
         hf = auto.from_pretrained(folder, dtype=torch.float64).eval()
         with torch.no_grad():
-            (expected,) = whole_model(trained)(trained.architecture.spec.state(batch))
+            (expected,) = whole_model(trained)(state_of(trained, batch))
             found = hf(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         assert (found - expected)[real].abs().max() <= 1e-6
 
@@ -158,6 +162,9 @@ def test_the_fill_mask_pipeline(bert: Exported):
     [
         (GPT, {"norm": "rms_norm"}, "model.norm is rms_norm"),
         (GPT, {"positions": "rotary"}, "model.positions is rotary"),
+        (GPT, {"positions": "sinusoidal"}, r"GPT2LMHeadModel: model.positions is sinusoidal, .*; OPTForCausalLM: "),
+        (GPT, {"positions": "sinusoidal", "bias": False}, r"OPTForCausalLM: model.positions is sinusoidal, "),
+        (BERT, {"positions": "sinusoidal"}, "model.positions is sinusoidal, which multiplies the token embedding by"),
         (GPT, {"activation": "swiglu"}, "model.activation is swiglu"),
         (GPT, {"qk_norm": True}, "model.qk_norm is true"),
         (GPT, {"embedding_norm": True}, "model.embedding_norm is true"),
@@ -225,10 +232,10 @@ def test_trained_token_types_are_not_what_was_exported(bert: Exported, tmp_path:
 
 
 def test_sinusoids_that_were_trained_are_refused(make_checkpoint: MakeCheckpoint, tmp_path: Path):
-    export(make_checkpoint(tmp_path / "c", MODELS["pre_ln-sinusoidal"][0]), tmp_path / "hf", verify=False)
+    export(make_checkpoint(tmp_path / "c", SINUSOIDAL), tmp_path / "hf", verify=False)
     path = tmp_path / "hf" / "model.safetensors"
     weights = load_file(path)
-    weights["transformer.wpe.weight"] += 0.1
+    weights["model.encoder.embed_positions.weight"] += 0.1
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"transformer\.wpe\.weight: is not what our model computes"):
+    with pytest.raises(UserError, match=r"encoder\.embed_positions\.weight: is not what our model computes"):
         import_(tmp_path / "hf", tmp_path / "out")
