@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from pretrain.analysis.plan import Sizes, plan_text, total_parameters
+from pretrain.analysis.plan import plan_text
+from pretrain.analysis.plan_model import Sizes, total_parameters
 from pretrain.checkpoint.callback import Checkpoints
-from pretrain.checkpoint.restore import changed_keys, fill_weights, newest_good, resume
+from pretrain.checkpoint.restore import changed_keys, fill_weights, newest_good, resume, start_anew
 from pretrain.config.checks import BatchPlan, check
 from pretrain.config.deepspeed import deepspeed_config
 from pretrain.config.load import load_experiment, to_yaml
@@ -37,11 +38,13 @@ from pretrain.parallel import collectives, process_group
 from pretrain.parallel.build import build_engine
 from pretrain.resilience.orphan import OrphanWatch
 from pretrain.resilience.signals import SignalStop
+from pretrain.resilience.watchdog import Watchdog
 from pretrain.schedules.registry import SCHEDULES
 from pretrain.state.manifest import Manifest
 from pretrain.state.reader import Checkpoint, has_checkpoint, list_checkpoints, resolve_checkpoint, step_folder
 from pretrain.state.run_files import CHECKPOINTS, CONFIG, DEEPSPEED, TOKENIZER, read_summary
 from pretrain.training.callback import Callback
+from pretrain.training.canary import canary
 from pretrain.training.evaluation import Evaluation
 from pretrain.training.loop import Trainer
 from pretrain.training.run_folder import RunFolder
@@ -210,7 +213,7 @@ def enter(plan: Plan, session: Trainer, resumes: bool) -> None:
     if plan.request.init_from is not None:
         source = resolve_checkpoint(Path(plan.request.init_from))
         fill_weights(session.engine, Checkpoint(source), moments=False)
-    folder.cut_logs(0)  # of a session that died before its first checkpoint
+    start_anew(folder)
     folder.event("start", 0, init_from=plan.request.init_from, **layout(plan))
 
 
@@ -233,22 +236,50 @@ def train(plan: Plan, environment: RankEnvironment, launcher: LauncherChain, fol
                 print(f"{folder.path}: done; set a later last step to go on, or another run.dir to start anew")
                 say_result(folder)
             return EXIT_DONE
-        texts = {CONFIG: to_yaml(plan.experiment).encode(), TOKENIZER: Path(plan.data.tokenizer.path).read_bytes()}
-        with process_group.quiet(log):
-            chosen = callbacks(plan, signals, OrphanWatch(launcher), texts)
-            session = trainer(plan, state == RESUMES, chosen, folder)
-            enter(plan, session, state == RESUMES)
-        folder.write(CONFIG, texts[CONFIG].decode())
-        folder.write(TOKENIZER, texts[TOKENIZER])
-        folder.write(DEEPSPEED, json.dumps(plan.deepspeed, indent=1) + "\n")
-        stop = session.run()
-        folder.event("end", session.progress.step, reason=stop.reason, exit_code=stop.exit_code)
-        if folder.writes:
-            print(f"{folder.path}: ended at step {session.progress.step} ({stop.reason})", flush=True)
-            say_result(folder)
-        return stop.exit_code
+        with Watchdog(folder.path, plan.experiment.watchdog, environment.local_world_size) as watchdog:
+            return run_session(plan, state == RESUMES, [watchdog, signals, OrphanWatch(launcher)], folder, log)
     finally:
         process_group.end()
+
+
+def run_session(plan: Plan, resumes: bool, guards: Sequence[Callback], folder: RunFolder, log: Path) -> int:
+    """Build, enter and train within the process group; returns the exit code of why the session ended.
+
+    Args:
+        resumes: the folder holds a checkpoint to go on from.
+        guards: callbacks that come before all others.
+        log: of this rank, for what libraries print.
+    """
+    texts = {CONFIG: to_yaml(plan.experiment).encode(), TOKENIZER: Path(plan.data.tokenizer.path).read_bytes()}
+    with process_group.quiet(log):
+        if plan.experiment.train.canary:
+            check_layout(plan, folder)
+        chosen = [*guards, *callbacks(plan, texts)]
+        session = trainer(plan, resumes, chosen, folder)
+        enter(plan, session, resumes)
+    folder.write(CONFIG, texts[CONFIG].decode())
+    folder.write(TOKENIZER, texts[TOKENIZER])
+    folder.write(DEEPSPEED, json.dumps(plan.deepspeed, indent=1) + "\n")
+    stop = session.run()
+    folder.event("end", session.progress.step, reason=stop.reason, exit_code=stop.exit_code)
+    if folder.writes:
+        print(f"{folder.path}: ended at step {session.progress.step} ({stop.reason})", flush=True)
+        say_result(folder)
+    return stop.exit_code
+
+
+def check_layout(plan: Plan, folder: RunFolder) -> None:
+    """Stop before training in a layout that computes something else than one process does. Collective.
+
+    Raises:
+        CanaryFailed: it does.
+    """
+
+    def spec_of(experiment: Experiment) -> ModelSpec:
+        return model_spec(experiment, plan.data.tokenizer.vocab_size, plan.data.objective)[0]
+
+    steps = canary(plan.experiment, plan.batch, plan.deepspeed, plan.data.train, spec_of)
+    folder.event("canary", 0, reason="this layout computes what one process does", losses=[step.loss for step in steps])
 
 
 DONE, RESUMES, STARTS = "done", "resumes", "starts"
@@ -261,7 +292,7 @@ def folder_state(experiment: Experiment, folder: RunFolder) -> str:
     try:
         newest = Manifest.read(list_checkpoints(folder.checkpoints)[0])
         summed_up = read_summary(folder.path)["step"] >= newest.step
-    except (CheckpointError, OSError, KeyError, TypeError):
+    except (CheckpointError, OSError, LookupError, TypeError):
         return RESUMES
     whole = newest.damaged(step_folder(folder.checkpoints, newest.step), hashes=False) is None
     at_end = newest.step >= (experiment.train.stop_at_step or experiment.train.max_steps)
@@ -285,10 +316,10 @@ def layout(plan: Plan) -> dict[str, Any]:
     }
 
 
-def callbacks(plan: Plan, signals: SignalStop, orphans: OrphanWatch, texts: dict[str, bytes]) -> list[Callback]:
+def callbacks(plan: Plan, texts: dict[str, bytes]) -> list[Callback]:
     """In the order in which they run; what saves comes last."""
     metrics, evaluation = Metrics(), Evaluation(plan.data.validation)
-    chosen: list[Callback] = [signals, orphans, metrics, evaluation]
+    chosen: list[Callback] = [metrics, evaluation]
     if plan.experiment.monitors.interval:
         chosen.append(DepthSignals([NormInputs(plan.spec), UpdateNorm(plan.spec)]))
     if collectives.is_first():

@@ -6,6 +6,7 @@ EXIT_WRONG_INPUT = 2
 EXIT_INTERRUPTED = 130  # Ctrl-C where there was nothing to save
 EXIT_STOPPED_BY_SIGNAL = 75  # EX_TEMPFAIL of sysexits.h: saved, run the same command again to go on
 EXIT_ORPHANED = 76  # the launcher died; the rank ended itself so that nothing holds the run folder
+EXIT_HANG = 77  # training stood still or a rank was lost: the watchdog ended the job, run the same command again
 
 
 class UserError(Exception):
@@ -31,6 +32,12 @@ class CheckpointError(UserError):
 
 class SaveFailed(UserError):
     """A checkpoint could not be written; the earlier ones are untouched."""
+
+    exit_code = EXIT_CRASHED
+
+
+class CanaryFailed(UserError):
+    """The layout does not compute what one process computes."""
 
     exit_code = EXIT_CRASHED
 

@@ -13,6 +13,7 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob(
 PROGRAMS = [
     ROOT / "pretrain" / "train.py",
     ROOT / "pretrain" / "launch" / "submit.py",
+    ROOT / "pretrain" / "launch" / "again.py",
     *sorted(ROOT.glob("tools/*.py")),
 ]
 RECIPES = sorted(ROOT.glob("pretrain/recipes/*.yaml"))

@@ -129,7 +129,8 @@ def refused(argv: Sequence[str], world_size: int = 1) -> str:
 
 def train(argv: Sequence[str], world_size: int = 1) -> None:
     """Run the trainer to its end on `world_size` processes."""
-    assert run_group(train_main, world_size, argv) == [0] * world_size
+    group = Group(train_main, world_size, argv)
+    assert group.results() == [0] * world_size, group.output()
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

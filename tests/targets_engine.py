@@ -121,6 +121,7 @@ def train_and_probe(rank, changes, log):
         found["steps"].append(
             (result.loss, result.target_tokens, result.grad_norm, result.grad_norm_clipped, result.skipped)
         )
+    found["resident"] = sum(parameter.numel() for parameter in own.layers.parameters())
     found["gradients"], found["updates"] = caught, own.optimizer_step_count()
     found |= {q: shards(own, q) for q in ("weight", "exp_avg", "exp_avg_sq")}
     found["after"] = evaluated(own)
@@ -128,7 +129,21 @@ def train_and_probe(rank, changes, log):
 
     found["changed"] = _evaluated_with_change(own, "decoder.layers.1")
     found["restored"] = evaluated(own)
+    found["not finite"] = _step_with_infinity(own, "decoder.layers.1")
     return found
+
+
+def _step_with_infinity(own, row):
+    """(skipped, norm, updates, whether weights and moments stayed) of a step with an infinite weight."""
+    kept = [(s.weight, s.weight.clone()) for s in own.owned_shards(replicas=True) if row_of(s.name) == row]
+    for weight, _ in kept:
+        weight.fill_(float("inf"))
+    own.publish_weights()
+    before = [(s.weight.clone(), s.exp_avg.clone(), s.exp_avg_sq.clone()) for s in own.owned_shards()]
+    result = own.train_step(own_batches(own, 0), 1e-3)
+    after = [(s.weight, s.exp_avg, s.exp_avg_sq) for s in own.owned_shards()]
+    same = all(torch.equal(a, b) for old, new in zip(before, after, strict=True) for a, b in zip(old, new, strict=True))
+    return result.skipped, result.grad_norm, own.optimizer_step_count(), same
 
 
 def _evaluated_with_change(own, row, batches=None):
@@ -177,9 +192,10 @@ def signals(rank, changes, log, planted=(), moved=()):
     from pretrain.monitors.update_norm import UpdateNorm
 
     _, spec, own = engine(changes, log)
+    hooks = _hooks(own)  # ZeRO-3 has its own
     own.train_step(own_batches(own, 0), LR[0])
     found = {"before": shards(own, "weight"), "rows": _sampled_step(own, spec, LR[1]), "after": shards(own, "weight")}
-    found["hooks"] = sum(len(module._forward_pre_hooks) for module in own.layers.modules())
+    found["hooks"] = _hooks(own) - hooks
     if planted:
         found["still"] = _sampled_step(own, spec, 0.0)
     found["planted"] = {}
@@ -202,6 +218,10 @@ def signals(rank, changes, log, planted=(), moved=()):
         for weight in weights:
             weight.div_(10)
     return found
+
+
+def _hooks(own):
+    return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in own.layers.modules())
 
 
 def _scale_residual(own, layer, factor):

@@ -35,11 +35,13 @@ def layer_norm(x, gain, bias, eps=NORM_EPS):
     return gain * (x - mean) / (variance + eps) ** 0.5 + bias
 
 
-def normalise(w, name, kind, x, eps=NORM_EPS):
-    """The norm of that name; an RMSNorm has no bias and subtracts no mean."""
-    if kind == "layer_norm":
+def normalise(w, name, kind, x, eps=NORM_EPS, shift=True):
+    """The norm of that name; an RMSNorm has no bias and subtracts no mean. shift: whether a LayerNorm has a bias."""
+    if kind == "layer_norm" and shift:
         return layer_norm(x, w[f"{name}.weight"], w[f"{name}.bias"], eps)
     assert f"{name}.bias" not in w
+    if kind == "layer_norm":
+        return layer_norm(x, w[f"{name}.weight"], 0.0, eps)
     return w[f"{name}.weight"] * x / ((x**2).sum(-1, keepdim=True) / x.shape[-1] + eps) ** 0.5
 
 
@@ -77,8 +79,8 @@ def attention(w, name, s, x, memory, visible, rotary=False):
         part = slice(head * size, (head + 1) * size)
         q_head, k_head = q[..., part], k[..., part]
         if f"{name}.q_norm.weight" in w:
-            q_head = normalise(w, f"{name}.q_norm", s.norm, q_head, s.norm_eps)
-            k_head = normalise(w, f"{name}.k_norm", s.norm, k_head, s.norm_eps)
+            q_head = normalise(w, f"{name}.q_norm", s.norm, q_head, s.norm_eps, shift=False)
+            k_head = normalise(w, f"{name}.k_norm", s.norm, k_head, s.norm_eps, shift=False)
         if rotary:
             q_head, k_head = rotated(q_head), rotated(k_head)
         scores = q_head @ k_head.transpose(1, 2) / math.sqrt(size)
@@ -170,7 +172,10 @@ def who_sees_whom(queries, keys, causal):
 
 
 def embed(w, model, stack, ids, mask=None):
-    """Tokens, positions, norm. mask: int [B, T] where positions count anew in every document."""
+    """Tokens, positions, norm. mask: int [B, T] where positions count anew in every document.
+
+    Sinusoids have entries up to 1, so the tokens' are multiplied by sqrt(d) (Vaswani et al. 2017, section 3.4).
+    """
     d, rows = model.hidden_size, torch.arange(ids.shape[1]).expand_as(ids).clone()
     if mask is not None:
         for row, documents in zip(rows, mask.abs().tolist(), strict=True):
@@ -182,7 +187,7 @@ def embed(w, model, stack, ids, mask=None):
     elif model.positions == "sinusoidal":
         rates = torch.tensor([10000 ** (-2 * i / d) for i in range(d // 2)], dtype=torch.float64)
         angle = rows[..., None] * rates
-        x = x + torch.cat([angle.sin(), angle.cos()], -1).float()  # the table is fp32
+        x = x * math.sqrt(d) + torch.cat([angle.sin(), angle.cos()], -1).float()  # the table is fp32
     return normalise(w, f"{stack}.embeddings.norm", model.norm, x, model.norm_eps) if model.embedding_norm else x
 
 

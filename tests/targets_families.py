@@ -1,4 +1,4 @@
-"""Ten steps of every family and block, several after one another in the same processes."""
+"""Ten steps of every family and block, several after one another in the same processes, and losses to recompute."""
 
 from __future__ import annotations
 
@@ -25,7 +25,12 @@ def cases():
     yield "decoder/sas documents", {"family": "decoder", "block": {"kind": "sas"}}, True
 
 
-def experiment(model, stages):
+# Without dropout, and with weights that one cannot miss.
+LOSS = {"label_smoothing": 0.1, "z_loss": 0.3}
+LOSS_MODEL = {"family": "decoder", "block": {"kind": "pre_ln"}, "dropout": 0.0}
+
+
+def experiment(model, stages, loss=None):
     family = model["family"]
     depths = {f"{stack}_layers": 2 for stack in ("encoder", "decoder") if stack in family}
     depths = dict.fromkeys(depths, 4) if len(depths) == 1 else depths
@@ -36,14 +41,21 @@ def experiment(model, stages):
             "optimizer": {"lr": 2e-3, "betas": [0.8, 0.95], "eps": 1e-4, "weight_decay": 0.1, "clip_norm": 1.3},
             "parallel": {"pipeline_stages": stages},
             "objective": {"kind": OBJECTIVES[family]},
-            "loss": {"label_smoothing": 0.1, "z_loss": 1e-3},
+            "loss": loss or {"label_smoothing": 0.1, "z_loss": 1e-3},
             "train": {"seed": 3},
         }
     )
 
 
-def global_batch(step, segmented):
-    """Ragged samples; where segmented, two documents in each, the first of them with a prefix."""
+def spec_of(config, segmented=False):
+    from pretrain.models.registry import FAMILIES
+
+    lengths = [LENGTH if stack in config.model.family else 0 for stack in ("encoder", "decoder")]
+    return FAMILIES[config.model.family](config.model, VOCABULARY, *lengths, segmented=segmented)
+
+
+def global_batch(step, segmented=False, prefixed=False):
+    """Ragged samples; where segmented, two documents in each; where prefixed too, each with a prefix of two."""
     generator = torch.Generator().manual_seed(100 + step)
     ids = torch.randint(0, VOCABULARY, (3, SAMPLES, LENGTH), generator=generator)
     lengths = torch.randint(4, LENGTH + 1, (SAMPLES, 1), generator=generator)
@@ -51,6 +63,8 @@ def global_batch(step, segmented):
     mask = real.long()
     if segmented:
         mask[:, 3:] *= 2
+    if prefixed:
+        mask[:, [0, 1, 3, 4]] *= -1
     return {
         "input_ids": ids[0],
         "attention_mask": mask,
@@ -62,11 +76,10 @@ def global_batch(step, segmented):
 
 
 def run_cases(rank, stages, log):
-    """{name: [(loss, gradient norm), ...]} of all cases on this layout."""
+    """On this layout {name: [(loss, gradient norm), ...]} of all cases, and `losses`."""
     from pretrain.config.checks import check
     from pretrain.config.deepspeed import deepspeed_config
     from pretrain.launch.environment import rank_environment
-    from pretrain.models.registry import FAMILIES
     from pretrain.parallel import process_group
     from pretrain.parallel.build import build_engine
 
@@ -74,19 +87,35 @@ def run_cases(rank, stages, log):
     environment = rank_environment(os.environ)
     file = Path(log) / f"rank_{environment.rank}.log"
     process_group.start(environment, file)
+
+    def build(config, segmented=False):
+        plan = check(config, environment.world_size, "cpu")
+        with process_group.quiet(file):
+            return build_engine(config, spec_of(config, segmented), deepspeed_config(config, plan))
+
     results = {}
     for name, model, segmented in cases():
         config = experiment(model, stages)
-        plan = check(config, environment.world_size, "cpu")
-        lengths = [LENGTH if stack in config.model.family else 0 for stack in ("encoder", "decoder")]
-        spec = FAMILIES[config.model.family](config.model, VOCABULARY, *lengths, segmented=segmented)
-        with process_group.quiet(file):
-            engine = build_engine(config, spec, deepspeed_config(config, plan))
+        engine, prefixed = build(config, segmented), segmented and model["family"] == "decoder"
         results[name] = []
         for step in range(STEPS):
-            batch = global_batch(step, segmented)
-            micro = [{key: value[a : a + 2] for key, value in batch.items()} for a in range(0, SAMPLES, 2)]
-            result = engine.train_step(micro if engine.needs_data else [], config.optimizer.lr)
+            micro = micro_batches(engine, global_batch(step, segmented, prefixed))
+            result = engine.train_step(micro, config.optimizer.lr)
             results[name].append((result.loss, result.grad_norm))
+    found = losses(build(experiment(LOSS_MODEL, stages, LOSS)))
     process_group.end()
-    return results
+    return results, found
+
+
+def micro_batches(engine, batch):
+    micro = [{key: value[a : a + 2] for key, value in batch.items()} for a in range(0, SAMPLES, 2)]
+    return micro if engine.needs_data else []
+
+
+def losses(engine):
+    """(evaluation's mean, the first step's loss, evaluation's mean, its count) on batch 0; the rate is 0."""
+    micro = micro_batches(engine, global_batch(0))
+    before, count = engine.evaluate(micro)
+    trained = engine.train_step(micro, 0.0).loss
+    after, _ = engine.evaluate(micro)
+    return before / count, trained, after / count, count

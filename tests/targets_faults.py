@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 WRITE_POINTS = (
+    "room_made",
     "rank_file_begun",
     "rank_file_written",
+    "share_told",
+    "shares_complete",
     "common_files_written",
     "manifest_written",
     "renamed",
@@ -19,10 +24,18 @@ WRITE_POINTS = (
 )
 
 
+def at_write_points(action: Callable[[str], None]) -> None:
+    """Call `action(point)` at every write point of a save, in whichever module it stands."""
+    from pretrain.checkpoint import save
+    from pretrain.state import files, keep, writer
+
+    assert files.reached in (save.reached, keep.reached, writer.reached)
+    for module in (save, keep, writer):
+        module.reached = action  # type: ignore[attr-defined]
+
+
 def train_and_die(rank: int, argv: list[str], pids: Any, point: str, step: int) -> int:
     """Train; SIGKILL all ranks when rank 0 reaches `point` of the save at `step` (or is inside that step)."""
-    from pretrain.checkpoint import save
-    from pretrain.state import writer
     from pretrain.train import main
     from pretrain.training.loop import Trainer
 
@@ -44,18 +57,16 @@ def train_and_die(rank: int, argv: list[str], pids: Any, point: str, step: int) 
         start_step(trainer, number)
 
     def reached(name: str) -> None:
-        if rank == 0 and name == point and session[0].progress.step == step:
+        if rank == 0 and name == point and session[0].callbacks[-1].saved_step == step:
             kill_all()
 
     Trainer._step = step_or_die  # type: ignore[method-assign]
-    save.reached = writer.reached = reached
+    at_write_points(reached)
     return main(argv)
 
 
 def train_with_full_disk(rank: int, argv: list[str], step: int) -> int:
     """Train; rank 1 finds the disk full in every save from `step` on."""
-    from safetensors import SafetensorError
-
     from pretrain.checkpoint import save
     from pretrain.train import main
 
@@ -63,7 +74,7 @@ def train_with_full_disk(rank: int, argv: list[str], step: int) -> int:
 
     def write_or_fail(folder: Any, *args: Any) -> Any:
         if rank == 1 and int(folder.name.removeprefix(save.TEMPORARY)) >= step:
-            raise SafetensorError("I/O error: No space left on device (os error 28)")  # as safetensors says it
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(folder, *args)
 
     save.write_rank_file = write_or_fail

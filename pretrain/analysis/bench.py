@@ -30,7 +30,7 @@ from pretrain.analysis.bench_sides import (
     largest_difference,
 )
 from pretrain.analysis.bench_statistics import paired_ratio
-from pretrain.analysis.plan import total_parameters
+from pretrain.analysis.plan_model import tokens_per_step, total_parameters
 from pretrain.data.loader import Batch, BatchLoader
 from pretrain.launch.environment import RankEnvironment
 from pretrain.parallel import collectives, process_group
@@ -114,7 +114,7 @@ class Measurement:
 
     @property
     def _tokens(self) -> int:
-        return self.work.experiment.batch.global_batch_size * self.work.tokens_per_sample
+        return tokens_per_step(self.work.experiment.batch.global_batch_size, self.work.tokens_per_sample)
 
     def _setting(self) -> dict[str, Any]:
         experiment, threads = self.work.experiment, self.clock.threads

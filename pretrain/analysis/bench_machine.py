@@ -50,6 +50,14 @@ def peak_resident_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def resident_bytes() -> int:
+    """Memory of this process that is resident now; its peak where that is not told."""
+    try:
+        return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        return peak_resident_bytes()
+
+
 def busy_seconds() -> float | None:
     """CPU seconds that all cores together have worked since the start of the machine; None where it is not told.
 

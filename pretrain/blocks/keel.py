@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -24,6 +24,15 @@ class KeelBlock(SequentialBlock):
 
     families = frozenset({"decoder", "encoder"})
     parts = ("norm", "out_norm")
+
+    @classmethod
+    def objection(cls, config: Any, model: Any) -> str | None:
+        if model.encoder_layers + model.decoder_layers > 1:
+            return None
+        return (
+            f"model.{model.family}_layers = 1 is too few for model.block.kind = {config.kind}, whose first layer is "
+            f"Pre-LN and leaves its output to the next one's norms; set model.{model.family}_layers to 2 or more"
+        )
 
     def __init__(self, config: KeelConfig, place: BlockPlace):
         super().__init__(place)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -38,6 +38,15 @@ class SubLNBlock(SequentialBlock):
     """
 
     final_norm = True
+
+    @classmethod
+    def objection(cls, config: Any, model: Any) -> str | None:
+        if model.init_std is None:
+            return None
+        return (
+            f"model.init_std = {model.init_std} does not go with model.block.kind = {config.kind}, whose gains are "
+            "Xavier's, grown with depth; set model.init_std=null"
+        )
 
     def __init__(self, config: SubLNConfig, place: BlockPlace):
         gain = sub_ln_gain(place.stack, place.encoder_layers, place.decoder_layers)

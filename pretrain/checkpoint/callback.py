@@ -6,9 +6,10 @@ import sys
 import time
 from typing import Any
 
-from pretrain.checkpoint.save import prune, save
+from pretrain.checkpoint.save import Saved, Saver
 from pretrain.errors import SaveFailed
 from pretrain.parallel import collectives
+from pretrain.state.keep import Keep
 from pretrain.training.callback import Callback
 from pretrain.training.loop import StepReport, Trainer
 
@@ -21,36 +22,92 @@ class Checkpoints(Callback):
         texts: files that make a checkpoint complete in itself.
     """
 
+    phase = "checkpoint"
+
     def __init__(self, layout: dict[str, Any], texts: dict[str, bytes]):
         self.layout, self.texts = layout, texts
         self.saved_step = 0
+        """Step of the newest save that has not failed so far."""
+        self._saver: Saver | None = None
 
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
-        interval = trainer.experiment.checkpoint.interval
-        if interval and report.step % interval == 0:
+        section = trainer.experiment.checkpoint
+        if section.interval and report.step % section.interval == 0:
             try:
-                self.save(trainer)
+                self._begin(trainer, fresh=False)
+                if not section.asynchronous:
+                    self._finish(trainer)
             except SaveFailed as error:
-                # Training goes on: the older checkpoints are whole, and the next save may find room.
-                trainer.folder.event("alert", report.step, reason=str(error))
-                if collectives.is_first():
-                    print(f"step {report.step}: {error}; training goes on", file=sys.stderr, flush=True)
+                self._alert(trainer, report.step, error)
 
     def on_end(self, trainer: Trainer) -> None:
-        if trainer.progress.step > self.saved_step:
-            self.save(trainer)
+        """The session's last state is on the disk when this returns, also after a signal.
 
-    def save(self, trainer: Trainer) -> None:
-        """Save now and remove what is too old."""
-        start, step = time.perf_counter(), trainer.progress.step
-        previous, self.saved_step = self.saved_step, step
+        Raises:
+            SaveFailed: it could not be written; the older ones are whole.
+        """
+        self._finish_earlier(trainer)
+        if trainer.progress.step > self.saved_step:
+            self._begin(trainer, fresh=True)
+            self._finish(trainer)
+
+    def on_close(self, trainer: Trainer) -> None:
+        """After an exception a save may be running still."""
+        if self._saver is None:
+            return
+        step, problem = self._saver.running, self._saver.close()
+        if problem and step is not None:
+            self._alert(trainer, step, problem, "its last save failed")
+
+    def _begin(self, trainer: Trainer, fresh: bool) -> None:
+        start = time.perf_counter()
+        self._finish_earlier(trainer)
+        waited = time.perf_counter() - start
+        step, previous = trainer.progress.step, self.saved_step
+        self.saved_step = step  # in the state that is saved
         try:
-            save(trainer.folder.checkpoints, step, trainer.engine, trainer.state_dict(), self.layout, self.texts)
+            self._saver_of(trainer).begin(step, trainer.engine, trainer.state_dict(), start, waited, fresh)
         except SaveFailed:
             self.saved_step = previous
             raise
-        prune(trainer.folder.checkpoints, step, trainer.experiment.checkpoint.keep_last)
-        trainer.folder.event("save", step, seconds=time.perf_counter() - start)
+
+    def _finish_earlier(self, trainer: Trainer) -> None:
+        """Wait for a save that is still being written. If it failed, training goes on: the older ones are whole, and
+        the next one may find room."""
+        step = self._saver.running if self._saver else None
+        try:
+            self._finish(trainer)
+        except SaveFailed as error:
+            self._alert(trainer, step or 0, error)
+
+    def _finish(self, trainer: Trainer) -> None:
+        if self._saver is None:
+            return
+        try:
+            self._saver.wait()
+        except SaveFailed:
+            self.saved_step = 0
+            raise
+
+    def _saver_of(self, trainer: Trainer) -> Saver:
+        if self._saver is None:
+            section = trainer.experiment.checkpoint
+
+            def tell(saved: Saved) -> None:
+                seconds = {"stall_seconds": saved.stall_seconds, "wait_seconds": saved.wait_seconds}
+                trainer.folder.event("save", saved.step, **seconds, write_seconds=saved.write_seconds)
+                if saved.prune_problem:
+                    self._alert(trainer, saved.step, saved.prune_problem)
+
+            keep = Keep(section.keep_last, section.keep_every)
+            self._saver = Saver(trainer.folder.checkpoints, keep, self.layout, self.texts, tell)
+        return self._saver
+
+    @staticmethod
+    def _alert(trainer: Trainer, step: int, problem: object, then: str = "training goes on") -> None:
+        trainer.folder.event("alert", step, reason=str(problem))
+        if collectives.is_first():
+            print(f"step {step}: {problem}; {then}", file=sys.stderr, flush=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"saved_step": self.saved_step}

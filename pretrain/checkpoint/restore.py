@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
-from pretrain.checkpoint.save import RNG
+from pretrain.checkpoint.save import TEMPORARY
+from pretrain.checkpoint.snapshot import RNG
 from pretrain.errors import CheckpointError
 from pretrain.parallel import collectives
 from pretrain.parallel.engine import Engine
 from pretrain.state.index import MOMENTS, WEIGHT
 from pretrain.state.manifest import Manifest
-from pretrain.state.reader import Checkpoint, list_checkpoints
-from pretrain.state.writer import rank_file
+from pretrain.state.reader import DAMAGED, PREFIX, Checkpoint, list_checkpoints
+from pretrain.state.run_files import METRICS
 from pretrain.training.loop import Trainer
+from pretrain.training.run_folder import RunFolder
 
 MAY_CHANGE = (
     "name",
@@ -35,9 +37,11 @@ MAY_CHANGE = (
     "train.precision",
     "train.activation_checkpointing",
     "train.threads",
+    "train.canary",
     "evaluation.",
     "monitors.",
     "checkpoint.",
+    "watchdog.",
 )
 """Keys (or sections, with a dot at the end) that may differ between sessions of a run; all others decide its result."""
 
@@ -59,12 +63,16 @@ def newest_good(checkpoints: Path) -> tuple[Checkpoint, list[str]]:
             found = Checkpoint(folder, verify="nothing")
             if collectives.is_first():
                 for damaged in problems:
-                    shutil.rmtree(damaged.with_name(f"damaged_{damaged.name}"), ignore_errors=True)
-                    damaged.rename(damaged.with_name(f"damaged_{damaged.name}"))
+                    aside = damaged.with_name(f"{DAMAGED}{damaged.name}")
+                    shutil.rmtree(aside, ignore_errors=True)
+                    damaged.rename(aside)
             collectives.barrier()
             return found, [f"{damaged}: {problem}" for damaged, problem in problems.items()]
         problems[folder] = problem
-    listed = "; ".join(f"{folder.name}: {problem}" for folder, problem in problems.items())
+    listed = "; ".join(
+        [f"{folder.name}: {problem}" for folder, problem in problems.items()]
+        + [f"{folder.name}: set aside as damaged" for folder in sorted(checkpoints.glob(f"{DAMAGED}{PREFIX}*"))]
+    )
     raise CheckpointError(
         f"{checkpoints}: no checkpoint is whole ({listed or 'there is none'}); "
         "restore one, or start anew with another run.dir"
@@ -129,14 +137,29 @@ def fill_weights(engine: Engine, checkpoint: Checkpoint, moments: bool) -> None:
 def resume(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Put everything back: weights, moments, step, data position, callbacks; cut the logs beyond it."""
     fill_weights(trainer.engine, checkpoint, moments=True)
-    trainer.load_state_dict(checkpoint.training())
+    state = checkpoint.training()
+    if "data" not in state:
+        raise CheckpointError(
+            f"{checkpoint.folder}: it does not say which data it has seen; convert it with --recipe, or use --init-from"
+        )
+    trainer.load_state_dict(state)
     _restore_rng(checkpoint)
     trainer.folder.cut_logs(trainer.progress.step)
 
 
+def start_anew(folder: RunFolder) -> None:
+    """Clear the logs for step 0; say in one line if a session died here before its first checkpoint was complete."""
+    begun = folder.checkpoints.is_dir() and any(folder.checkpoints.glob(f"{TEMPORARY}*"))
+    logged = (folder.path / METRICS).is_file() and (folder.path / METRICS).stat().st_size > 0
+    if folder.writes and (begun or logged):
+        reason = "an earlier session ended before its first checkpoint was complete; training starts anew at step 0"
+        print(f"{folder.path}: {reason}", file=sys.stderr, flush=True)
+        folder.event("alert", 0, reason=reason)
+    folder.cut_logs(0)
+
+
 def _restore_rng(checkpoint: Checkpoint) -> None:
     """torch's generator, where this rank existed at the save; nothing in training draws from it."""
-    path = checkpoint.folder / rank_file(collectives.rank())
-    if path.exists():
-        with safe_open(path, "pt") as file:
-            torch.set_rng_state(file.get_tensor(RNG))
+    state = checkpoint.rank_tensor(collectives.rank(), RNG)
+    if state is not None:
+        torch.set_rng_state(state)

@@ -1,131 +1,221 @@
-"""Write one checkpoint from all ranks: temporary folder, files, manifest, rename, pointer."""
+"""Save from all ranks: a copy while training stands still, then files, manifest, rename and pointer in the background.
+
+1. The training thread copies this rank's shards into reused buffers, and the training state into JSON.
+2. A thread writes this rank's one file and says so in a small record.
+3. Rank 0's thread waits for every record and commits: index, manifest, rename, pointer; then removes what is too old.
+
+Only the training thread takes part in collectives.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from pretrain.checkpoint.snapshot import Snapshot
 from pretrain.errors import SaveFailed
 from pretrain.parallel import collectives
 from pretrain.parallel.engine import Engine
-from pretrain.state.files import FileRecord, reached, replace_text
-from pretrain.state.index import MOMENTS, WEIGHT, Box, Index, Piece
-from pretrain.state.reader import LATEST, list_checkpoints, step_folder, step_of
+from pretrain.state.files import reached, replace_text
+from pretrain.state.index import Index
+from pretrain.state.keep import Keep, prune
+from pretrain.state.reader import LATEST, step_folder
+from pretrain.state.shares import SHARES, ShareFailed, tell_done, tell_failed, wait_for_shares
 from pretrain.state.writer import commit, rank_file, read_pieces, write_common_files, write_rank_file
 
 TEMPORARY = ".saving_"
-RNG = "rng_torch"
 
 
-def save(
-    checkpoints: Path,
-    step: int,
-    engine: Engine,
-    training: dict[str, Any],
-    layout: dict[str, Any],
-    texts: dict[str, bytes],
-) -> Path:
-    """Save on all ranks; returns the folder. On return it is complete and `latest` names it.
+@dataclass(frozen=True)
+class Saved:
+    """What rank 0 tells of a checkpoint that is complete."""
+
+    step: int
+    stall_seconds: float
+    """Training stood still for so long before the thread began; where it then waits for it, `write_seconds` more."""
+    wait_seconds: float
+    """The part of it spent on waiting for the save before."""
+    write_seconds: float
+    """The thread took so long."""
+    prune_problem: str
+    """Why older ones could not be removed; empty if they were."""
+
+
+@dataclass
+class _Running:
+    step: int
+    thread: threading.Thread
+    problem: str = ""
+    """Why it failed; final once the thread has ended."""
+
+
+class Saver:
+    """Saves of one session, of which at most one is being written.
 
     Args:
         checkpoints: RUN/checkpoints.
-        step: names the folder.
-        engine: gives the shards.
-        training: the trainer's state.
-        layout: for the manifest.
+        keep: which ones stay.
+        layout: how this session is laid out, for the manifest.
         texts: further files (config.yaml, tokenizer.model), written by rank 0.
-
-    Raises:
-        SaveFailed: on every rank, if any rank could not write (a full disk).
+        tell: called by rank 0's thread once a checkpoint is complete.
     """
-    temporary, final = checkpoints / f"{TEMPORARY}{step:08d}", step_folder(checkpoints, step)
-    try:
-        _save(temporary, final, step, engine, training, layout, texts)
-    except SaveFailed:
+
+    def __init__(
+        self,
+        checkpoints: Path,
+        keep: Keep,
+        layout: dict[str, Any],
+        texts: dict[str, bytes],
+        tell: Callable[[Saved], None],
+    ):
+        self.checkpoints, self.keep, self.layout, self.texts, self.tell = checkpoints, keep, layout, texts, tell
+        self._rank, self._ranks = collectives.rank(), collectives.world_size()
+        self._snapshot = Snapshot()
+        self._running: _Running | None = None
+        self._ending = threading.Event()
+
+    @property
+    def running(self) -> int | None:
+        """Step of the save that has not been waited for."""
+        return self._running.step if self._running else None
+
+    def begin(
+        self,
+        step: int,
+        engine: Engine,
+        training: dict[str, Any],
+        since: float,
+        waited: float = 0.0,
+        fresh: bool = False,
+    ) -> None:
+        """Copy the state, then go on in the background. Collective; no other save may be running.
+
+        Args:
+            step: names the folder.
+            engine: gives the shards.
+            training: the trainer's state, JSON.
+            since: time.perf_counter() when training began to stand still.
+            waited: seconds of that spent on an earlier save.
+            fresh: ask the engine anew where its state lies.
+
+        Raises:
+            SaveFailed: on every rank, if no folder could be made, or no copy.
+        """
+        assert self._running is None
+        temporary = self.checkpoints / f"{TEMPORARY}{step:08d}"
+
+        def prepare() -> None:
+            self._make_room(temporary)
+            self._snapshot.take(engine, fresh)
+
+        _together(prepare, "prepare")  # nobody writes before the folder is there
+        state = json.dumps(training)
+        timing = (time.perf_counter() - since, waited)
+        # Not a daemon: also an exit that closes nothing waits for it.
+        thread = threading.Thread(target=self._write, args=(temporary, step, state, timing), name="save")
+        self._running = _Running(step, thread)
+        thread.start()
+
+    def wait(self) -> None:
+        """Wait until the running save is complete on every rank, if there is one. Collective.
+
+        Raises:
+            SaveFailed: on every rank, if any could not write its share (a full disk), or rank 0 not complete it.
+        """
+        if self._running is None:
+            return
+        running, self._running = self._running, None
+        running.thread.join()
+        if reason := collectives.first_text(running.problem):
+            raise SaveFailed(f"{reason}; see to the disk of run.dir")
+
+    def close(self) -> str:
+        """Let the running save end, without the other ranks' help; why it failed, empty if it did not or none runs."""
+        self._ending.set()
+        if self._running is None:
+            return ""
+        running, self._running = self._running, None
+        running.thread.join()
+        return running.problem
+
+    def _make_room(self, temporary: Path) -> None:
         if collectives.is_first():
+            for stale in self.checkpoints.glob(f"{TEMPORARY}*"):
+                shutil.rmtree(stale)
+            (temporary / SHARES).mkdir(parents=True)
+            reached("room_made")
+
+    def _write(self, temporary: Path, step: int, training: str, timing: tuple[float, float]) -> None:
+        """The thread: whatever goes wrong is kept for `wait`, so that no rank waits for ever."""
+        running, start = self._running, time.perf_counter()
+        assert running is not None
+        try:
+            self._write_own(temporary)
+        except Exception as error:
+            running.problem = f"checkpoint: could not write it (rank {self._rank}: {_clause(error)})"
+        if self._rank > 0:
+            return
+        try:
+            self._complete(temporary, step, training)
+        except Exception as error:
+            whose = f"write it ({error})" if isinstance(error, ShareFailed) else f"complete it ({_clause(error)})"
+            running.problem = running.problem or f"checkpoint: could not {whose}"
             shutil.rmtree(temporary, ignore_errors=True)  # half a checkpoint would keep the disk full
-        raise
-    return final
+            return
+        problem = ""
+        try:
+            prune(self.checkpoints, self.keep, step)
+        except OSError as error:
+            problem = f"checkpoint: could not remove an old one ({_clause(error)}); see to the disk of run.dir"
+        try:
+            self.tell(Saved(step, *timing, time.perf_counter() - start, problem))
+        except Exception as error:
+            running.problem = (
+                f"checkpoint: {step_folder(self.checkpoints, step)} is complete, not logged ({_clause(error)})"
+            )
 
+    def _write_own(self, temporary: Path) -> None:
+        try:
+            record = write_rank_file(temporary, self._rank, self._snapshot.pieces, self._snapshot.buffers)
+            tell_done(temporary, self._rank, record)
+        except Exception as error:
+            (temporary / rank_file(self._rank)).unlink(missing_ok=True)  # makes room for the word of it
+            tell_failed(temporary, self._rank, _clause(error))
+            raise
+        reached("share_told")
 
-def _save(
-    temporary: Path,
-    final: Path,
-    step: int,
-    engine: Engine,
-    training: dict[str, Any],
-    layout: dict[str, Any],
-    texts: dict[str, bytes],
-) -> None:
-    checkpoints = final.parent
-    _together(lambda: _begin(checkpoints, temporary), "make room")
-    own = _together(lambda: _write_own(temporary, engine), "write")
-    records = _gather_records(own)
-
-    def complete() -> None:
-        pieces = [piece for rank in range(collectives.world_size()) for piece in read_pieces(temporary, rank)]
-        write_common_files(temporary, Index(pieces), training, texts)
-        if final.exists():  # the same step saved again after a resume from an older one
-            shutil.rmtree(final)
-        commit(temporary, final, step, layout, records)
-        replace_text(checkpoints / LATEST, f"{final.name}\n")
+    def _complete(self, temporary: Path, step: int, training: str) -> None:
+        records = wait_for_shares(temporary, self._ranks, self._is_ending)
+        reached("shares_complete")
+        shutil.rmtree(temporary / SHARES)
+        pieces = [piece for rank in range(self._ranks) for piece in read_pieces(temporary, rank)]
+        write_common_files(temporary, Index(pieces), training, self.texts)
+        final = step_folder(self.checkpoints, step)
+        commit(temporary, final, step, self.layout, {rank_file(rank): record for rank, record in enumerate(records)})
+        replace_text(self.checkpoints / LATEST, f"{final.name}\n")
         reached("latest_moved")
 
-    _together(complete if collectives.is_first() else lambda: None, "complete")
+    def _is_ending(self) -> bool:
+        return self._ending.is_set() or not threading.main_thread().is_alive()
 
 
-def prune(checkpoints: Path, step: int, keep_last: int) -> None:
-    """Remove all but the newest `keep_last` checkpoints up to `step`, the one just saved.
-
-    A removal that is cut short leaves no manifest behind.
-    """
-
-    def remove() -> None:
-        kept = [folder for folder in list_checkpoints(checkpoints) if step_of(folder) <= step]
-        for folder in kept[keep_last:]:
-            (folder / "manifest.json").unlink(missing_ok=True)
-            shutil.rmtree(folder)
-        reached("pruned")
-
-    _together(remove if collectives.is_first() else lambda: None, "remove an old one after")
+def _clause(error: BaseException) -> str:
+    """One line of an error."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _begin(checkpoints: Path, temporary: Path) -> None:
-    if collectives.is_first():
-        for stale in checkpoints.glob(f"{TEMPORARY}*"):
-            shutil.rmtree(stale)
-        temporary.mkdir(parents=True)
-
-
-def _write_own(folder: Path, engine: Engine) -> FileRecord:
-    pieces, at = [], 0
-    shards = list(engine.owned_shards())
-    for shard in shards:
-        pieces.append(Piece(shard.name, shard.shape, Box.whole(shard.shape), shard.start, shard.stop, at))
-        at += shard.weight.numel()
-    buffers = {quantity: torch.empty(at) for quantity in (WEIGHT, *MOMENTS)}
-    for quantity, buffer in buffers.items():
-        for piece, shard in zip(pieces, shards, strict=True):
-            buffer[piece.at : piece.at + piece.numel].copy_(getattr(shard, quantity))
-    buffers[RNG] = torch.get_rng_state()
-    return write_rank_file(folder, collectives.rank(), pieces, buffers)
-
-
-def _gather_records(own: FileRecord) -> dict[str, FileRecord]:
-    rows = collectives.gather_rows(torch.tensor([own.bytes, *bytes.fromhex(own.sha256)], dtype=torch.int64))
-    return {rank_file(rank): FileRecord(row[0], bytes(row[1:]).hex()) for rank, row in enumerate(rows.tolist())}
-
-
-def _together(action: Any, doing: str) -> Any:
+def _together(action: Callable[[], None], doing: str) -> None:
     """Run `action` on this rank, then fail on every rank if it failed on any."""
-    problem, result = "", None
+    problem = ""
     try:
-        result = action()
-    except Exception as error:  # whatever it is (safetensors has errors of its own): the others must not wait for ever
-        problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        action()
+    except Exception as error:
+        problem = _clause(error)
     if reason := collectives.first_text(problem):
         raise SaveFailed(f"checkpoint: could not {doing} it ({reason}); see to the disk of run.dir")
-    return result

@@ -152,10 +152,37 @@ def stages_have_layers(experiment: Experiment, machine: Machine) -> None:
 
 def zero_fits_pipeline(experiment: Experiment, machine: Machine) -> None:
     stages, zero = experiment.parallel.pipeline_stages, experiment.parallel.zero_stage
-    if stages > 1 and zero != 1:
+    if stages == 1 or zero == 1:
+        return
+    why = "DeepSpeed clips wrongly there" if zero == 0 else "DeepSpeed refuses that"
+    raise ConfigError(
+        f"parallel.zero_stage = {zero} does not go with parallel.pipeline_stages = {stages} ({why}); "
+        "set parallel.zero_stage=1, or parallel.pipeline_stages=1"
+    )
+
+
+def zero_fits_precision(experiment: Experiment, machine: Machine) -> None:
+    precision = experiment.train.precision
+    if experiment.parallel.zero_stage == 0 and precision != "fp32":
         raise ConfigError(
-            f"parallel.zero_stage = {zero} does not go with parallel.pipeline_stages = {stages} "
-            "(DeepSpeed refuses that); set parallel.zero_stage=1, or parallel.pipeline_stages=1"
+            f"parallel.zero_stage = 0 does not go with train.precision = {precision} (DeepSpeed would accumulate "
+            f"gradients in {precision}); set parallel.zero_stage=1, or train.precision=fp32"
+        )
+
+
+def offload_fits_layout(experiment: Experiment, machine: Machine) -> None:
+    parallel = experiment.parallel
+    if not parallel.offload_optimizer:
+        return
+    if parallel.zero_stage == 0:
+        raise ConfigError(
+            "parallel.offload_optimizer = true needs a ZeRO stage, and parallel.zero_stage = 0; "
+            "set parallel.zero_stage=1, or parallel.offload_optimizer=false"
+        )
+    if parallel.pipeline_stages > 1:
+        raise ConfigError(
+            "parallel.offload_optimizer = true does not go with parallel.pipeline_stages = "
+            f"{parallel.pipeline_stages}; set parallel.offload_optimizer=false, or parallel.pipeline_stages=1"
         )
 
 
@@ -271,6 +298,8 @@ CHECKS: tuple[Callable[[Experiment, Machine], None], ...] = (
     stages_have_layers,
     stages_divide_processes,
     zero_fits_pipeline,
+    zero_fits_precision,
+    offload_fits_layout,
     precision_fits_device,
     batch_equation_holds,
     schedule_fits_run,

@@ -73,6 +73,10 @@ def decisions(experiment: Experiment, plan: BatchPlan) -> dict[str, Decision]:
         "fp16.enabled": Decision(train.precision == "fp16", "train.precision"),
         "bf16.enabled": Decision(bf16, "train.precision"),
         "zero_optimization.stage": Decision(experiment.parallel.zero_stage, "parallel.zero_stage"),
+        "zero_optimization.offload_optimizer": Decision(
+            {"device": "cpu", "pin_memory": True} if experiment.parallel.offload_optimizer else {"device": "none"},
+            "parallel.offload_optimizer",
+        ),
         "zero_optimization.compute_grad_norm": Decision(True, "optimizer.clip_norm"),
         "zero_allow_untested_optimizer": Decision(True, "the optimizer section"),
         "zero_force_ds_cpu_optimizer": Decision(False, "the optimizer section"),
@@ -106,9 +110,17 @@ def defaults(experiment: Experiment) -> Json:
         "zero_optimization.reduce_bucket_size": bucket,
         "zero_optimization.allgather_bucket_size": bucket,
         # ZeRO-1 would copy each of 21,000 gradients of 1000 layers into a bucket: 13% of a step there.
-        "zero_optimization.contiguous_gradients": experiment.parallel.zero_stage == 2,
+        "zero_optimization.contiguous_gradients": experiment.parallel.zero_stage >= 2,
         "zero_optimization.overlap_comm": False,
     }
+    if experiment.parallel.zero_stage == 3:
+        values |= {
+            # Norms and biases stay on every rank; DeepSpeed's own default would keep all of a narrow model there.
+            "zero_optimization.stage3_param_persistence_threshold": 10 * experiment.model.hidden_size,
+            # Weights are let go after a layer's forward, to be fetched again for its backward.
+            "zero_optimization.stage3_max_reuse_distance": 0,
+            "zero_optimization.stage3_prefetch_bucket_size": bucket,
+        }
     if experiment.train.precision == "bf16":
         values["communication_data_type"] = "fp32"  # or gradients would be summed over processes in bf16
     return values

@@ -103,6 +103,7 @@ SECTIONS: dict[str, frozenset[str]] = {
             "load_from_fp32_weights",
             "log_trace_cache_warnings",
             "memory_efficient_linear",
+            "offload_optimizer",
             "overlap_comm",
             "override_module_apply",
             "parameter_alignment",
@@ -133,7 +134,7 @@ SECTIONS: dict[str, frozenset[str]] = {
 
 _USE_ZERO = "set parallel.zero_stage"
 _OWN_METRICS = "metrics go to RUN/metrics.jsonl and, with monitors.tensorboard, to TensorBoard"
-_NO_OFFLOAD = "kilolayer does not offload"
+_NO_OFFLOAD = "kilolayer offloads the optimizer's state alone: set parallel.offload_optimizer"
 
 # Keys that DeepSpeed removed: dotted name -> what to use. It would raise on them, after the processes have started.
 REMOVED: dict[str, str] = {
@@ -183,7 +184,6 @@ REFUSED: dict[str, str] = {
     "zero_optimization.cpu_offload_use_pin_memory": _NO_OFFLOAD,
     "zero_optimization.elastic_checkpoint": "checkpoints are kilolayer's own and fit any layout",
     "zero_optimization.legacy_stage1": "DeepSpeed no longer has it",
-    "zero_optimization.offload_optimizer": _NO_OFFLOAD,
     "zero_optimization.offload_param": _NO_OFFLOAD,
     "zero_optimization.stage3_gather_fp16_weights_on_model_save": "DeepSpeed calls it deprecated",
     "zero_optimization.zenflow": _NO_OFFLOAD,

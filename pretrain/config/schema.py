@@ -63,9 +63,10 @@ class ModelSection(Section):
     bias: bool = True
     """Biases on the blocks' projections."""
     qk_norm: bool = False
-    """A norm over each head's q and k before their product (ViT-22B), against attention logits that grow."""
+    """A norm over each head's q and k before their product (ViT-22B), without bias, against logits that grow."""
     positions: Literal["learned", "sinusoidal", "rotary"] = "learned"
-    """Learned or sinusoidal positions are added to the embedding; rotary ones turn q and k of self-attention."""
+    """Learned or sinusoidal positions are added to the embedding, to sinusoidal ones the tokens times
+    sqrt(hidden_size) (as Vaswani et al. 2017); rotary ones turn q and k of self-attention."""
     init_std: PositiveFloat | None = None
     """Standard deviation of all weights and embeddings at the start (GPT, BERT: 0.02); null: Xavier, as the block says,
     and 1/sqrt(hidden_size) for embeddings."""
@@ -140,8 +141,11 @@ class ParallelSection(Section):
 
     pipeline_stages: PositiveInt = 1
     """Pipeline stages; must divide the number of processes."""
-    zero_stage: Annotated[int, Field(ge=1, le=2)] = 1
-    """ZeRO stage: 1 shards the optimizer's state, 2 its gradients too; with a pipeline only 1 (DeepSpeed refuses 2)."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    """ZeRO stage: 0 shards nothing (fp32 only), 1 the optimizer's state, 2 the gradients too, 3 the weights too; with a
+    pipeline only 1."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's state in main memory and update there (slower); ZeRO stages 1 to 3 without a pipeline."""
 
 
 class OptimizerSection(Section):
@@ -174,6 +178,9 @@ class TrainSection(Section):
     """Seeds initialisation, data order, noise and dropout, each by its own names."""
     activation_checkpointing: NonNegativeInt = 0
     """Keep activations only every k layers and recompute the rest in the backward pass; 0 keeps all."""
+    canary: bool = False
+    """Before training, compare two steps of a small copy of the model in this layout with one process, and stop on a
+    difference."""
     threads: NonNegativeInt = 0
     """CPU threads of each process; 0: cores divided by the processes of this machine."""
 
@@ -205,6 +212,22 @@ class CheckpointSection(Section):
     """Steps between saves (the last step is always saved); 0: only at the end."""
     keep_last: PositiveInt = 3
     """Newest checkpoints that are kept."""
+    keep_every: NonNegativeInt = 0
+    """Checkpoints whose step is a multiple of this are kept for ever, beside the newest; 0: none."""
+    asynchronous: bool = True
+    """Training goes on while a copy of the state is written; the last save of a session is always waited for."""
+
+
+class WatchdogSection(Section):
+    """When training that stands still is ended (exit code 77), so that it can be started again."""
+
+    timeout: NonNegativeFloat = 60.0
+    """Seconds without any progress (a layer, a step) on any rank; grows to three times the longest gap seen in a step.
+    0: no watchdog."""
+    first_step: NonNegativeFloat = 600.0
+    """Seconds without progress allowed while a session starts and in its first step."""
+    save: NonNegativeFloat = 600.0
+    """Seconds that a save may hold up training."""
 
 
 class Experiment(Section):
@@ -227,6 +250,7 @@ class Experiment(Section):
     evaluation: EvaluationSection = EvaluationSection()
     monitors: MonitorsSection = MonitorsSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    watchdog: WatchdogSection = WatchdogSection()
 
     @property
     def run_dir(self) -> str:

@@ -76,6 +76,7 @@ def render(job: Job, name: str, run_dir: Path, folder: Path, python: str, reposi
         signal=f"TERM@{job.save_seconds}",
         max_restarts=job.max_restarts,
         command=shlex.join(_command(job, python, repository)),
+        again=shlex.join([python, "-P", "-m", "pretrain.launch.again", str(run_dir)]),
         srun_options=f"--cpus-per-task={job.cpus_per_task} " if job.cpus_per_task else "",
     )
 

@@ -24,7 +24,8 @@ from pretrain.state.reader import Checkpoint, has_checkpoint, resolve_checkpoint
 EXAMPLE = """example:
   python tools/submit.py --recipe demo --nodes 2 --gpus-per-node 8 --time 12:00:00 batch.global_batch_size=64
 
-A job that is told to stop (time limit, preemption) saves, is put back into the queue and goes on by itself.
+A job that is told to stop (time limit, preemption) saves, is put back into the queue and goes on by itself; so does
+one that hung or lost a rank, as long as restarts bring newer checkpoints.
 --dry-run prints the script, to be kept, edited and given to sbatch by hand."""
 LAUNCHER_VARIABLES = {*REQUIRED, "LOCAL_WORLD_SIZE", "LOCAL_SIZE"}
 SECRET = re.compile(

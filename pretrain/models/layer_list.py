@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,19 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.blocks.init import initialise
 from pretrain.models.layers import LayerSpec, ModelSpec, State
+
+
+@dataclass
+class Reached:
+    """How far a rank is within its layers. A plain object: setting a module's own attributes is far dearer."""
+
+    layer: str = ""
+    """Canonical name of the layer entered last."""
+    backward: bool = False
+    passes: int = 0
+    """Forward passes begun."""
+    marks: int = 0
+    """Changes with every layer."""
 
 
 class LayerList(nn.Module):
@@ -22,6 +36,7 @@ class LayerList(nn.Module):
             (a checkpoint will fill them, or the meta device holds them).
         checkpoint_every: recompute in the backward pass all activations but those entering every k-th layer;
             0 keeps all.
+        placed: called with every module that is built and initialised, before the next one is built (to shard it).
     """
 
     def __init__(
@@ -31,10 +46,14 @@ class LayerList(nn.Module):
         stop: int | None = None,
         seed: int | None = None,
         checkpoint_every: int = 0,
+        placed: Callable[[nn.Module], None] | None = None,
     ):
         super().__init__()
         self.specs = spec.layers[start:stop]
         self.checkpoint_every = checkpoint_every
+        self.reached = Reached()
+        """For whoever watches from another thread."""
+        self._placed = placed
         tie_keys = dict.fromkeys(layer.tie_key for layer in self.specs if layer.tie_key)
         for key in tie_keys:
             self._place(key, spec.shared[key](), seed)
@@ -56,9 +75,12 @@ class LayerList(nn.Module):
         parent.add_module(leaf, module)
         if seed is not None:
             initialise(module, name, seed)
+        if self._placed is not None:
+            self._placed(module)
 
     def forward(self, state: State) -> State:
         """The first layer's state to the last layer's."""
+        self.reached.passes += 1
         if not self.checkpoint_every or not torch.is_grad_enabled():
             return self.run(0, len(self._steps), *state)
         for first in range(0, len(self._steps), self.checkpoint_every):
@@ -70,7 +92,10 @@ class LayerList(nn.Module):
 
     def run(self, first: int, last: int, *state: Tensor) -> State:
         """Layers first..last-1 of this list, counted from its own start."""
+        reached = self.reached
         for layer, module in self._steps[first:last]:
+            reached.layer, reached.backward = layer.name, False
+            reached.marks += 1
             if layer.tie_key is None:
                 state = layer.apply(module, state)
             else:

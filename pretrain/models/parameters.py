@@ -24,7 +24,8 @@ def parameter_roles(module: nn.Module) -> dict[str, str]:
             elif name == "bias":
                 roles[full] = "biases"
             else:
-                roles[full] = "gains" if parameter.ndim < 2 else "weights"
+                shape = getattr(parameter, "ds_shape", parameter.shape)  # where it is sharded, the parameter is empty
+                roles[full] = "gains" if len(shape) < 2 else "weights"
     return roles
 
 

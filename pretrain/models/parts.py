@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Literal
@@ -28,6 +29,9 @@ Stack = Literal["encoder", "decoder"]
 class Embeddings(nn.Module):
     """LN(tokens + positions), dropout; norm and positions are optional.
 
+    Sinusoids have entries up to 1 and would drown tokens of variance 1/d, so beside them, and only there, the tokens
+    are multiplied by sqrt(d) (Vaswani et al. 2017, section 3.4, and fairseq).
+
     Args:
         length: positions.
         segmented: positions count anew in every document of the mask.
@@ -41,6 +45,7 @@ class Embeddings(nn.Module):
             self.positions = LearnedPositions(length, d, config.init_std)
         elif config.positions == "sinusoidal":
             self.positions = SinusoidalPositions(length, d)
+        self.token_scale = math.sqrt(d) if config.positions == "sinusoidal" else 1.0
         self.norm = final_norm(config) if config.embedding_norm else nn.Identity()
         self.dropout = KeyedDropout(config.dropout, dropout_key(f"{stack}.embeddings", 0))
         self.gradient_factor = config.embedding_gradient_shrink
@@ -51,6 +56,8 @@ class Embeddings(nn.Module):
         x = F.embedding(ids, tokens)
         if self.gradient_factor != 1.0:
             x = shrink_gradient(x, self.gradient_factor)
+        if self.token_scale != 1.0:
+            x = x * self.token_scale
         if self.positions is not None:
             where = document_positions(mask) if self.segmented and mask is not None else ids.shape[1]
             x = x + self.positions(where).to(x.dtype)

@@ -58,7 +58,7 @@ class BartDenoising:
         target_length: T = S, tokens of the decoder's input and of the labels, eos included.
 
     Raises:
-        ConfigError: no mask piece, or a length without room for text.
+        ConfigError: no mask piece, no noise, or a length without room for text.
     """
 
     families = frozenset({"encoder_decoder"})
@@ -68,6 +68,11 @@ class BartDenoising:
     def __init__(
         self, config: BartDenoisingConfig, tokens: SpecialTokens, sequence_length: int, document_mask: bool = False
     ):
+        if config.rate == config.permute_share == 0:
+            raise ConfigError(
+                f"objective.rate = {config.rate} and objective.permute_share = {config.permute_share} leave the text "
+                "as it is, and copying it is nothing to learn; set one of them above 0"
+            )
         if sequence_length < 2:
             raise ConfigError(
                 f"data.sequence_length: {sequence_length} is too short for text and the end mark; set 2 or more"

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,8 +17,11 @@ from pretrain.objectives.cross_entropy import TokenLoss
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.masters import fill_masters
 from pretrain.parallel.optimizer import adamw
-from pretrain.parallel.partition import stage_bounds
+from pretrain.parallel.partition import cuts_between, stage_bounds
 from pretrain.parallel.process_group import accelerator
+
+if TYPE_CHECKING:
+    from pretrain.parallel.plain import PlainEngine
 
 
 @dataclass(frozen=True)
@@ -41,24 +44,24 @@ been measured yet, and FLOPs alone decide.
 """
 
 
-def layer_costs(experiment: Experiment, spec: ModelSpec) -> list[float]:
-    """What one forward pass of a micro-batch costs in each layer, in FLOPs."""
-    fixed = CPU_BRANCH_FLOPS if accelerator() == "cpu" else 0.0
-    return [experiment.batch.micro_batch_size * layer.cost + layer.branches * fixed for layer in spec.layers]
+def layer_costs(experiment: Experiment, spec: ModelSpec, device: str | None = None) -> list[float]:
+    """What one forward pass of a micro-batch costs in each layer, in FLOPs; on this machine's device by default."""
+    fixed = CPU_BRANCH_FLOPS if (device or accelerator()) == "cpu" else 0.0
+    # Embeddings, norms and the head have no sublayer, but take that time as well.
+    return [experiment.batch.micro_batch_size * layer.cost + max(layer.branches, 1) * fixed for layer in spec.layers]
 
 
-def stage_table(experiment: Experiment, spec: ModelSpec) -> list[StageRow]:
-    """How the layers fall to the stages."""
+def stage_table(experiment: Experiment, spec: ModelSpec, device: str | None = None) -> list[StageRow]:
+    """How the layers fall to the stages, on "cpu" or "cuda"; by default what this machine computes on."""
     stages = experiment.parallel.pipeline_stages
-    costs = layer_costs(experiment, spec)
-    # Every stage holds a block: what comes before the first and after the last stays with it. A stage of the head or
-    # the embeddings alone would have fewer parameter groups than the others, and DeepSpeed, which reduces the gradient
-    # norm once a group, would hang.
-    blocks = [i for i, layer in enumerate(spec.layers) if ".layers." in layer.name]
-    first, last = blocks[0], blocks[-1]
-    merged = [sum(costs[: first + 1]), *costs[first + 1 : last], sum(costs[last:])]
-    inner = stage_bounds(merged, stages, [cut - first for cut in spec.preferred_cuts])[1:-1]
-    bounds = [0, *(bound + first for bound in inner), len(costs)]
+    costs = layer_costs(experiment, spec, device)
+    # Every stage holds a block: one of the head or the embeddings alone would have fewer parameter groups than the
+    # others, and DeepSpeed, which reduces the gradient norm once a group, would hang.
+    blocks = [".layers." in layer.name for layer in spec.layers]
+    cuts = [0, *cuts_between(blocks, spec.preferred_cuts), len(costs)]
+    units = [sum(costs[a:b]) for a, b in itertools.pairwise(cuts)]
+    preferred = [cuts.index(cut) for cut in spec.preferred_cuts if cut in cuts]
+    bounds = [cuts[bound] for bound in stage_bounds(units, stages, preferred)]
     rows = []
     for stage, (a, b) in enumerate(itertools.pairwise(bounds)):
         share = sum(costs[a:b]) / sum(costs)
@@ -87,12 +90,9 @@ def build_engine(
     loss = TokenLoss(experiment.loss.label_smoothing, experiment.loss.z_loss)
     engine: Engine
     if experiment.parallel.pipeline_stages == 1:
-        from pretrain.parallel.plain import PlainEngine
-
+        plain, build = _without_pipeline(experiment, deepspeed_config, build)
         layers = build()
-        if accelerator() == "cuda":
-            layers = layers.to(torch.device("cuda", torch.cuda.current_device()))
-        engine = PlainEngine(spec, layers, optimizer(layers), deepspeed_config, loss)
+        engine = plain(spec, layers, optimizer(layers), deepspeed_config, loss)
     else:
         from pretrain.parallel.pipeline import PipelineEngine
 
@@ -101,3 +101,21 @@ def build_engine(
     if not exact and not weights_follow:
         fill_masters(engine, spec, experiment.train.seed)
     return engine
+
+
+def _without_pipeline(
+    experiment: Experiment, deepspeed_config: dict[str, Any], build: Callable[..., LayerList]
+) -> tuple[type[PlainEngine], Callable[..., LayerList]]:
+    """The engine of the ZeRO stage, and how its layers are built."""
+    if experiment.parallel.zero_stage == 3:
+        from pretrain.parallel.partitioned import PartitionedEngine, partitioned_layers
+
+        return PartitionedEngine, partial(partitioned_layers, build, deepspeed_config, experiment.train.precision)
+    from pretrain.parallel.plain import PlainEngine
+    from pretrain.parallel.replicated import ReplicatedEngine
+
+    def on_device() -> LayerList:
+        layers = build()
+        return layers.to(torch.device("cuda", torch.cuda.current_device())) if accelerator() == "cuda" else layers
+
+    return ReplicatedEngine if experiment.parallel.zero_stage == 0 else PlainEngine, on_device

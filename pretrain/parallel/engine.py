@@ -105,6 +105,9 @@ class Engine(ABC):
     def load_loss_scaler_state(self, state: dict[str, float]) -> None:
         """Put it back; an empty state, or one where the scale is fixed, changes nothing."""
 
+    def close(self) -> None:  # noqa: B027 (most have nothing to let go of)
+        """Let go of the model and its state; the engine can be used no more."""
+
     @abstractmethod
     def publish_weights(self) -> None:
         """After writing into shards' weights: make the forward pass use them, on every rank."""

@@ -10,6 +10,23 @@ BORDER_TOLERANCE = 0.05
 """How much slower (as a share) the slowest stage may become for a cut at a preferred border."""
 
 
+def cuts_between(blocks: Sequence[bool], preferred_cuts: Sequence[int] = ()) -> list[int]:
+    """One place to cut between each two neighbouring blocks, so that every run of layers holds a block.
+
+    What lies between two blocks (norms, embeddings) belongs to the one that follows, unless a preferred cut says
+    otherwise.
+
+    Args:
+        blocks: of each layer, whether it is a block.
+        preferred_cuts: indices before which a cut is preferred.
+    """
+    places = [index for index, is_block in enumerate(blocks) if is_block]
+    return [
+        next((cut for cut in preferred_cuts if before < cut <= after), before + 1)
+        for before, after in itertools.pairwise(places)
+    ]
+
+
 def stage_bounds(costs: Sequence[float], stages: int, preferred_cuts: Sequence[int] = ()) -> list[int]:
     """Cut layers into `stages` consecutive, non-empty runs whose costliest is as cheap as possible.
 
@@ -32,11 +49,14 @@ def stage_bounds(costs: Sequence[float], stages: int, preferred_cuts: Sequence[i
     best = _bottleneck_optimal(costs, 0, len(costs), stages)
     limit = _bottleneck(costs, best) * (1 + BORDER_TOLERANCE)
     for cut in preferred_cuts:
+        left, right = sum(costs[:cut]), sum(costs[cut:])
         candidates = [
             _bottleneck_optimal(costs, 0, cut, before)[:-1]
             + _bottleneck_optimal(costs, cut, len(costs), stages - before)
             for before in range(1, stages)
-            if before <= cut and stages - before <= len(costs) - cut
+            if before <= cut
+            and stages - before <= len(costs) - cut
+            and max(left / before, right / (stages - before)) <= limit  # else hopeless, however well they are cut
         ]
         if candidates:
             with_cut = min(candidates, key=lambda bounds: _bottleneck(costs, bounds))

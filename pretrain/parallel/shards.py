@@ -16,16 +16,21 @@ from torch import Tensor, nn
 from pretrain.parallel.engine import Shard
 
 
+def new_moments(flat: Tensor, fused: bool) -> dict[str, Tensor]:
+    """AdamW's state before the first step, as its first step would make it."""
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=flat.device if fused else None),
+        "exp_avg": torch.zeros_like(flat, requires_grad=False),
+        "exp_avg_sq": torch.zeros_like(flat, requires_grad=False),
+    }
+
+
 def create_moments(inner: torch.optim.Optimizer) -> None:
-    """Give AdamW its (zero) moments now, so that shards exist before the first step. A step would do the same."""
+    """Give AdamW its (zero) moments now, so that shards exist before the first step."""
     for group in inner.param_groups:
         for flat in group["params"]:
             if not inner.state[flat]:
-                inner.state[flat] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=flat.device if group.get("fused") else None),
-                    "exp_avg": torch.zeros_like(flat),
-                    "exp_avg_sq": torch.zeros_like(flat),
-                }
+                inner.state[flat] = new_moments(flat, bool(group.get("fused")))
 
 
 def zero_shards(module: nn.Module, optimizer: Any, replicas: bool) -> Iterator[Shard]:
@@ -50,7 +55,7 @@ def zero_shards(module: nn.Module, optimizer: Any, replicas: bool) -> Iterator[S
             weight=view(flat),
             exp_avg=view(state["exp_avg"]),
             exp_avg_sq=view(state["exp_avg_sq"]),
-            gradient=partial(_gradient, parameter),
+            gradient=partial(view, flat.grad) if mapping.use_offload else partial(_gradient, parameter),
         )
 
 

@@ -24,14 +24,21 @@ class ZeroEngine(Engine):
         self.before_update = []
         simplify(deepspeed.optimizer, self.data_parallel_size)
         create_moments(deepspeed.optimizer.optimizer)
-        step = deepspeed.optimizer.step
+        self.listen(deepspeed.optimizer)
+
+    def listen(self, optimizer: Any) -> None:
+        """Call the listeners before each step of a DeepSpeed optimizer, when its gradients are reduced."""
+        step = optimizer.step
 
         def step_with_listeners(*args: Any, **kwargs: Any) -> Any:
             for listener in self.before_update:
                 listener()
             return step(*args, **kwargs)
 
-        deepspeed.optimizer.step = step_with_listeners
+        optimizer.step = step_with_listeners
+
+    def close(self) -> None:
+        self.deepspeed.destroy()
 
     @property
     def device(self) -> torch.device:

@@ -1,1 +1,1 @@
-"""Ending well: signals, dead launchers."""
+"""Ending well: signals, dead launchers, hangs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,11 @@ class Manifest:
             ) from None
 
     def damaged(self, folder: Path, share: tuple[int, int] = (0, 1), hashes: bool = True) -> str | None:
-        """The first thing wrong with the files, as one clause; None if all is well.
+        """The first thing wrong with the files, as one clause; None if all is well. Arguments as of `problems`."""
+        return next(self.problems(folder, share, hashes), None)
+
+    def problems(self, folder: Path, share: tuple[int, int] = (0, 1), hashes: bool = True) -> Iterator[str]:
+        """All that is wrong with the files, one clause a file.
 
         Args:
             folder: the checkpoint.
@@ -62,12 +67,11 @@ class Manifest:
         for name in sorted(self.files)[first::stride]:
             path, expected = folder / name, self.files[name]
             if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != expected.bytes:
-                return f"{name} has {path.stat().st_size} bytes instead of {expected.bytes}"
-            if hashes and record(path) != expected:
-                return f"{name} differs from its SHA-256 in the manifest"
-        return None
+                yield f"{name} is missing"
+            elif path.stat().st_size != expected.bytes:
+                yield f"{name} has {path.stat().st_size} bytes instead of {expected.bytes}"
+            elif hashes and record(path) != expected:
+                yield f"{name} differs from its SHA-256 in the manifest"
 
 
 def _digest(body: dict[str, Any]) -> str:

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from pretrain.errors import CheckpointError
 from pretrain.state.index import WEIGHT, Box, Index
 from pretrain.state.manifest import Manifest
-from pretrain.state.writer import INDEX, TRAINING
+from pretrain.state.tensor_file import TensorFile
+from pretrain.state.writer import INDEX, TRAINING, rank_file
 
 LATEST = "latest"
 PREFIX = "step_"
+DAMAGED = "damaged_"
+MOST_OPEN = 64
+"""Files of one checkpoint that are open at a time."""
 
 
 class Checkpoint:
@@ -39,7 +42,8 @@ class Checkpoint:
             if problem:
                 raise CheckpointError(f"{self.folder}: {problem}")
         self.index = self._read_index()
-        self._open_files: dict[str, Any] = {}
+        self._files: dict[str, TensorFile] = {}
+        self._open: list[TensorFile] = []
 
     def _read_index(self) -> Index:
         path = self.folder / INDEX
@@ -59,15 +63,26 @@ class Checkpoint:
         """Step, data position and callbacks' state, as they were saved."""
         return json.loads((self.folder / TRAINING).read_text(encoding="utf-8"))
 
-    def _file(self, name: str) -> Any:
-        if name not in self._open_files:
-            self._open_files[name] = safe_open(self.folder / name, "pt")
-        return self._open_files[name]
+    def _file(self, name: str) -> TensorFile:
+        """A rank's file; the one that was opened longest ago is closed where too many are open."""
+        if name not in self._files:
+            self._files[name] = TensorFile(self.folder / name)
+        file = self._files[name]
+        if file not in self._open:
+            self._open.append(file)
+            if len(self._open) > MOST_OPEN:
+                self._open.pop(0).close()
+        return file
 
     def has(self, quantity: str) -> bool:
         """Whether the checkpoint holds "weight", "exp_avg" or "exp_avg_sq"."""
-        first = next(iter(self.index))
-        return quantity in self._file(first.file).keys()  # noqa: SIM118 (a safetensors handle is no mapping)
+        return quantity in self._file(next(iter(self.index)).file)
+
+    def rank_tensor(self, rank: int, name: str) -> Tensor | None:
+        """A small tensor (the generator's state) that `rank` wrote beside its buffers; None where there is none."""
+        if not (self.folder / rank_file(rank)).exists() or name not in self._file(rank_file(rank)):
+            return None
+        return self._file(rank_file(rank)).read(name)
 
     def read_into(self, target: Tensor, name: str, start: int, quantity: str = WEIGHT) -> None:
         """Fill `target` (flat, fp32) with elements [start, start + len) of the flattened parameter.
@@ -82,8 +97,7 @@ class Checkpoint:
             low, high = max(start, piece.start), min(stop, piece.stop)
             if low < high:
                 first = piece.at + low - piece.start
-                values = self._file(piece.file).get_slice(quantity)[first : first + high - low]
-                target[low - start : high - start].copy_(values)
+                self._file(piece.file).read_into(target[low - start : high - start], quantity, first)
 
     def read(self, name: str, quantity: str = WEIGHT) -> Tensor:
         """One whole parameter, fp32, in its global shape."""
@@ -92,8 +106,7 @@ class Checkpoint:
         boxes: dict[Box, Tensor] = {}
         for piece in self.index.pieces(name):
             flat = boxes.setdefault(piece.box, torch.empty(piece.box.numel))
-            values = self._file(piece.file).get_slice(quantity)[piece.at : piece.at + piece.numel]
-            flat[piece.start : piece.stop].copy_(values)
+            self._file(piece.file).read_into(flat[piece.start : piece.stop], quantity, piece.at)
         for box, flat in boxes.items():
             where = tuple(slice(o, o + s) for o, s in zip(box.offset, box.size, strict=True))
             whole[where] = flat.view(box.size)
@@ -134,8 +147,11 @@ def list_checkpoints(checkpoints: Path) -> list[Path]:
 
 
 def has_checkpoint(checkpoints: Path) -> bool:
-    """Whether the folder holds any step folder with a manifest, good or not."""
-    return any((folder / "manifest.json").exists() for folder in list_checkpoints(checkpoints))
+    """Whether the folder holds any step folder, good or not, or one that was set aside: a run that must not start anew.
+
+    A folder appears under its final name only when it is complete, so one that lacks files has lost them.
+    """
+    return bool(list_checkpoints(checkpoints)) or any(checkpoints.glob(f"{DAMAGED}{PREFIX}*"))
 
 
 def resolve_checkpoint(path: Path) -> Path:

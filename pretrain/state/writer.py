@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from pretrain.state.files import FileRecord, reached, record, sync, write_file, write_text
 from pretrain.state.index import Index, Piece
+from pretrain.state.manifest import NAME as MANIFEST
 from pretrain.state.manifest import Manifest
+from pretrain.state.tensor_file import TensorFile, write_tensors
 
 INDEX = "index.json"
 TRAINING = "training.json"
@@ -25,7 +26,7 @@ def rank_file(rank: int) -> str:
 
 
 def write_rank_file(folder: Path, rank: int, pieces: Sequence[Piece], buffers: dict[str, torch.Tensor]) -> FileRecord:
-    """Write what `rank` owns to its one file and flush it.
+    """Write what `rank` owns to its one file and flush it, without a copy.
 
     Args:
         folder: the checkpoint under construction; exists.
@@ -37,35 +38,36 @@ def write_rank_file(folder: Path, rank: int, pieces: Sequence[Piece], buffers: d
     Returns:
         Size and SHA-256 of the file.
     """
-    path = folder / rank_file(rank)
     header = json.dumps([[piece.name, list(piece.shape), piece.to_json()] for piece in pieces], separators=(",", ":"))
     reached("rank_file_begun")
-    save_file(buffers, path, metadata={"pieces": header})
-    path.chmod(0o644)  # safetensors makes it private to the user
+    written = write_tensors(folder / rank_file(rank), buffers, {"pieces": header})
     reached("rank_file_written")
-    sync(path)
-    return record(path)
+    return written
 
 
 def read_pieces(folder: Path, rank: int) -> list[Piece]:
     """The pieces that `rank` wrote, from its file's own header."""
     name = rank_file(rank)
-    with safe_open(folder / name, "pt") as file:
-        header = json.loads(file.metadata()["pieces"])
+    file = TensorFile(folder / name)
+    header = json.loads(file.metadata["pieces"])
+    file.close()
     return [replace(Piece.from_json(n, tuple(shape), entry), file=name) for n, shape, entry in header]
 
 
-def write_common_files(folder: Path, index: Index, training: dict[str, Any], texts: dict[str, bytes]) -> None:
-    """Index, training state and the files that make the checkpoint complete in itself, flushed."""
+def write_common_files(folder: Path, index: Index, training: dict[str, Any] | str, texts: dict[str, bytes]) -> None:
+    """Index, training state (or its JSON) and the files that make the checkpoint complete in itself, flushed."""
     write_text(folder / INDEX, index.to_json())
-    write_text(folder / TRAINING, json.dumps(training))
+    write_text(folder / TRAINING, training if isinstance(training, str) else json.dumps(training))
     for name, content in texts.items():
         write_file(folder / name, content)
     reached("common_files_written")
 
 
 def commit(folder: Path, final: Path, step: int, layout: dict[str, Any], rank_files: dict[str, FileRecord]) -> None:
-    """Write the manifest last and move the folder to its final name; from then on it is a checkpoint."""
+    """Write the manifest last and move the folder to its final name; from then on it is a checkpoint.
+
+    An earlier one of that name (the same step saved again after a resume from an older one) goes before.
+    """
     files = dict(rank_files)
     for path in folder.iterdir():
         if path.name not in files:
@@ -73,6 +75,15 @@ def commit(folder: Path, final: Path, step: int, layout: dict[str, Any], rank_fi
     Manifest(step, layout, files).write(folder)
     reached("manifest_written")
     sync(folder)
+    if final.exists():
+        remove_checkpoint(final)
+        reached("earlier_removed")
     folder.rename(final)
     reached("renamed")
     sync(final.parent)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint; its manifest goes first, so that a removal cut short leaves none behind."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder)

@@ -14,6 +14,9 @@ class Callback:
     A callback that keeps something over sessions gives it as JSON through `state_dict`, under its class name.
     """
 
+    phase = "callbacks"
+    """What the loop does meanwhile, as `Trainer.doing` says it."""
+
     def on_start(self, trainer: Trainer) -> None:
         """Before the first step of a session; a resumed state is already in place."""
 

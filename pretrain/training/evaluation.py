@@ -14,6 +14,8 @@ from pretrain.training.loop import StepReport, Trainer
 class Evaluation(Callback):
     """Evaluates every `evaluation.interval` steps and at the run's last step."""
 
+    phase = "evaluation"
+
     def __init__(self, samples: Samples):
         self.samples = samples
         self.validation_loss: float | None = None

@@ -66,6 +66,8 @@ class Trainer:
         self.progress = Progress()
         self.stop = Stop.NO
         """Why this rank wants to stop; `_agreed_stop` is what all ranks act on."""
+        self.doing = "start"
+        """data, step, agreement, or the phase of a callback; other threads may read it."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -100,9 +102,9 @@ class Trainer:
         """One step that counts; batches without a finite gradient are skipped on the way."""
         self._each("on_step_begin", step)
         for _ in range(SKIPS_IN_A_ROW):
-            start = time.perf_counter()
+            start, self.doing = time.perf_counter(), "data"
             batches = self.loader.next() if self.engine.needs_data else self.loader.pass_by()
-            data_seconds = time.perf_counter() - start
+            data_seconds, self.doing = time.perf_counter() - start, "step"
             lr = self.experiment.optimizer.lr * self.schedule.factor(step)
             result = self.engine.train_step(batches, lr)
             seconds = time.perf_counter() - start
@@ -135,7 +137,7 @@ class Trainer:
         self.folder.ending()
 
     def _agreed_stop(self) -> Stop:
-        done = self.progress.step
+        done, self.doing = self.progress.step, "agreement"
         if done >= self.experiment.train.max_steps:
             self.request_stop(Stop.MAX_STEPS)
         elif done >= self.last_step:
@@ -147,6 +149,7 @@ class Trainer:
 
     def _each(self, hook: str, *args: Any) -> None:
         for callback in self.callbacks:
+            self.doing = callback.phase
             getattr(callback, hook)(self, *args)
 
     def state_dict(self) -> dict[str, Any]:

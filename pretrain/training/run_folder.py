@@ -65,6 +65,12 @@ class RunFolder:
         os.pwrite(lock, _owner().encode(), 0)
         self._lock = lock
 
+    def release(self) -> None:
+        """Let the next writer in; a session's end does it by itself."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
     def ending(self) -> None:
         """Say that this writer is ending, so that the next one waits; may be called from a signal handler or thread."""
         if self._lock is not None:

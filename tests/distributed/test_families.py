@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import targets_equations as equations
+import torch
 from harness import Group
-from targets_families import STEPS, cases, run_cases
+from targets_families import LOSS, LOSS_MODEL, STEPS, cases, experiment, global_batch, run_cases, spec_of
+
+from pretrain.models.layer_list import LayerList
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +22,24 @@ def layouts(tmp_path_factory):
 @pytest.mark.parametrize("name", [name for name, _, _ in cases()])
 def test_two_stages_train_as_one_process_does(layouts, name):
     """fp32: sums are taken in another order, and ten steps carry that on."""
-    one, two = (results[name] for results in layouts)
+    one, two = (results[name] for results, _ in layouts)
     assert len(one) == len(two) == STEPS
     for step, (ours, theirs) in enumerate(zip(two, one, strict=True), start=1):
         assert ours == pytest.approx(theirs, rel=1e-5), f"step {step}"
     assert len({loss for loss, _ in one}) == STEPS, "the loss stands still"
+
+
+@pytest.mark.parametrize("layout", [0, 1], ids=["one process", "two stages"])
+def test_the_loss_options_reach_training_and_training_alone(layouts, layout):
+    """Both against the written-out loss in fp64 on the initial weights; the engine computes in fp32."""
+    config, batch = experiment(LOSS_MODEL, 1, LOSS), global_batch(0)
+    spec = spec_of(config)
+    with torch.no_grad():
+        (logits,) = LayerList(spec, seed=config.train.seed).double()(spec.state(batch))
+    total, count = equations.summed_loss(logits, batch["labels"], **LOSS)
+    plain, _ = equations.summed_loss(logits, batch["labels"])
+    before, trained, after, counted = layouts[layout][1]
+    assert counted == count
+    assert trained == pytest.approx(float(total / count), rel=1e-5)
+    assert before == pytest.approx(float(plain / count), rel=1e-5)
+    assert after == before

@@ -1,18 +1,25 @@
-"""One process, two data-parallel processes and two stages train the same."""
+"""One process, data-parallel processes at every ZeRO stage, offloaded state and stages train the same."""
 
 from __future__ import annotations
 
 import pytest
-from harness import figures, losses, train
+from harness import figures, lines, losses, train
 
 STEPS = ("train.max_steps=12", "evaluation.interval=6", "optimizer.clip_norm=1.4")
 LAYOUTS = {
     "zero1_dp2": (2, ["parallel.zero_stage=1"]),
-    "zero2_dp2": (2, ["parallel.zero_stage=2"]),
+    "zero0_dp2": (2, ["parallel.zero_stage=0", "train.activation_checkpointing=2"]),
+    "zero3_dp2": (2, ["parallel.zero_stage=3"]),
+    "offload_dp2": (2, ["parallel.offload_optimizer=true", "train.activation_checkpointing=3"]),
+    "offload_zero3_dp2": (
+        2,
+        ["parallel.zero_stage=3", "parallel.offload_optimizer=true", "train.activation_checkpointing=2"],
+    ),
     "pp2": (2, ["parallel.pipeline_stages=2"]),
     "pp2_dp2": (4, ["parallel.pipeline_stages=2"]),
     "pp3": (3, ["parallel.pipeline_stages=3"]),
     "recompute": (1, ["train.activation_checkpointing=2"]),
+    "recompute_zero2_dp2": (2, ["train.activation_checkpointing=1", "parallel.zero_stage=2"]),
     "recompute_pp2": (2, ["train.activation_checkpointing=3", "parallel.pipeline_stages=2"]),
 }
 
@@ -38,6 +45,30 @@ def test_layout_trains_as_one_process(name, reference, command, tmp_path):
         assert figures(tmp_path / name, key) == pytest.approx(figures(reference, key), rel=1e-5)
 
 
+WALK = {
+    2: (2, ["parallel.pipeline_stages=2"]),
+    4: (1, ["batch.micro_batch_size=4"]),
+    6: (2, ["parallel.zero_stage=2", "parallel.offload_optimizer=true"]),
+    8: (4, ["parallel.pipeline_stages=2"]),
+    10: (2, ["parallel.zero_stage=3"]),
+    11: (2, ["parallel.zero_stage=0"]),
+    12: (2, ["parallel.zero_stage=1", "batch.micro_batch_size=1"]),
+}
+"""Last step of a session -> its processes and layout."""
+
+
+def test_every_layout_goes_on_where_another_stopped(reference, command, tmp_path):
+    """Six changes of layout, all state through the checkpoint: one curve with the run that was never interrupted."""
+    for stop, (processes, overrides) in WALK.items():
+        train(command("walk", "model.dropout=0.1", *STEPS, f"train.stop_at_step={stop}", *overrides), processes)
+    # The same fp32 sums in other orders; as above.
+    for key in ("loss", "grad_norm", "grad_norm_clipped", "validation_loss"):
+        assert figures(tmp_path / "walk", key) == pytest.approx(figures(reference, key), rel=1e-5)
+    found = {event["step"]: event for event in lines(tmp_path / "walk" / "events.jsonl") if event["event"] == "resume"}
+    assert list(found) == list(WALK)[:-1], "each session went on where the one before stopped"
+    assert [event["zero_stage"] for event in found.values()] == [1, 2, 1, 3, 0, 1]
+
+
 def test_bf16_layouts_agree(command, tmp_path):
     """bf16 rounds to 3 decimal digits: gradients of 12 steps differ by parts in a thousand, losses by less."""
     bf16 = ("train.precision=bf16", *STEPS)
@@ -45,6 +76,7 @@ def test_bf16_layouts_agree(command, tmp_path):
     for name, processes, override in (
         ("dp2", 2, "parallel.zero_stage=1"),
         ("zero2", 2, "parallel.zero_stage=2"),
+        ("zero3", 2, "parallel.zero_stage=3"),
         ("pp2", 2, "parallel.pipeline_stages=2"),
     ):
         train(command(name, *bf16, override), processes)

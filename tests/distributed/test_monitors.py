@@ -15,7 +15,12 @@ WIDE = {"model.dropout": 0.0}
 LAYOUTS = {
     "one": (1, WIDE),
     "zero1_dp2": (2, WIDE),
-    "zero2_dp2_recomputed": (2, {**WIDE, "parallel.zero_stage": 2, "train.activation_checkpointing": 2}),
+    "zero0_dp2": (2, {**WIDE, "parallel.zero_stage": 0}),
+    "offload_zero2_dp2_recomputed": (
+        2,
+        {**WIDE, "parallel.zero_stage": 2, "train.activation_checkpointing": 2, "parallel.offload_optimizer": True},
+    ),
+    "zero3_dp2_recomputed": (2, {**WIDE, "parallel.zero_stage": 3, "train.activation_checkpointing": 2}),
     "pp2": (2, {**WIDE, "parallel.pipeline_stages": 2}),
     "pp2_pre_ln_recomputed": (
         2,

@@ -17,6 +17,8 @@ from pretrain.hf.trained import TrainedModel
 from pretrain.hf.validation import NotComputed, check_validation_loss
 from pretrain.models.layer_list import LayerList
 
+from ..unit.data.catalogue_files import write_catalogue
+
 NUMBERS = {"one": "eins", "two": "zwei", "three": "drei", "four": "vier", "five": "fünf", "six": "sechs"}
 NOUNS = {"file": "Datei", "folder": "Ordner", "line": "Zeile", "page": "Seite", "user": "Benutzer", "key": "Schlüssel"}
 VERBS = {"was opened": "wurde geöffnet", "was not found": "wurde nicht gefunden", "is missing": "fehlt", "is": "ist"}
@@ -33,23 +35,29 @@ LAYOUTS = {
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory):
-    """(cache, a folder of source, a file of parallel text): small, so that tokenizers are trained in no time."""
+    """(cache, a folder of source, parallel text by layout): small, so that tokenizers are trained in no time.
+
+    The parallel text is in a file in one layout and in message catalogues in the other: the same pairs in one order.
+    """
     cache = tmp_path_factory.mktemp("recipes")
-    pairs = cache / "pairs.tsv"
-    sentences = itertools.product(NOUNS.items(), NUMBERS.items(), VERBS.items())
-    pairs.write_text(
-        "".join(f"{n} number {k} {v} now\t{m} Nummer {z} {w} jetzt\n" for (n, m), (k, z), (v, w) in sentences)
-    )
-    return cache, Path(sysconfig.get_path("stdlib")) / "asyncio", pairs
+    pairs = {
+        f"{n} number {k} {v} now": f"{m} Nummer {z} {w} jetzt"
+        for (n, m), (k, z), (v, w) in itertools.product(NOUNS.items(), NUMBERS.items(), VERBS.items())
+    }
+    file = cache / "pairs.tsv"
+    file.write_text("".join(f"{source}\t{target}\n" for source, target in pairs.items()))
+    write_catalogue(cache / "locale", "de", "program", pairs)
+    parallel = {"stages": str(file), "data": f"gettext:{cache}/locale"}
+    return cache, Path(sysconfig.get_path("stdlib")) / "asyncio", parallel
 
 
 @pytest.fixture(scope="module", params=recipe_names())
 def run(request, text, tmp_path_factory):
-    """(recipe, folder of its two runs)."""
+    """(recipe, folder of its two runs). Weight decay is off: it would move a parameter that has no gradient."""
     folder = tmp_path_factory.mktemp(request.param)
-    cache, sources, pairs = text
-    train = pairs if load_experiment(request.param).objective.kind == "translation" else sources
-    overrides = [f"run.cache={cache}", f"data.train={train}", "monitors.tensorboard=false"]
+    cache, sources, parallel = text
+    translates = load_experiment(request.param).objective.kind == "translation"
+    train = parallel if translates else dict.fromkeys(LAYOUTS, sources)
     arguments = [
         "--recipe",
         request.param,
@@ -57,10 +65,13 @@ def run(request, text, tmp_path_factory):
         "train.max_steps=5",
         "train.threads=1",
         "evaluation.interval=1",
-        *overrides,
+        "optimizer.weight_decay=0",
+        "monitors.tensorboard=false",
+        f"run.cache={cache}",
     ]
     groups = [
-        Group(train_main, 2, [*arguments, f"run.dir={folder}/{name}", *layout]) for name, layout in LAYOUTS.items()
+        Group(train_main, 2, [*arguments, f"run.dir={folder}/{name}", f"data.train={train[name]}", *layout])
+        for name, layout in LAYOUTS.items()
     ]
     assert [group.results() for group in groups] == [[0, 0], [0, 0]]
     return request.param, folder

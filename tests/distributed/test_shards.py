@@ -20,9 +20,25 @@ LAYOUTS = {
     "one": (1, {}),
     "zero1_dp2": (2, {}),
     "zero2_dp2": (2, {"parallel.zero_stage": 2, "optimizer.clip_norm": 0.0, "optimizer.no_decay": []}),
+    "zero0_dp2": (2, {"parallel.zero_stage": 0, "train.activation_checkpointing": 2}),
+    "zero3_untied_recomputed_dp2": (
+        2,
+        {"parallel.zero_stage": 3, "train.activation_checkpointing": 3, "model.tie_embeddings": False},
+    ),
+    "offload_dp2": (2, {"parallel.offload_optimizer": True, "train.activation_checkpointing": 1}),
+    "offload_zero3_recomputed_dp2": (
+        2,
+        {"parallel.zero_stage": 3, "parallel.offload_optimizer": True, "train.activation_checkpointing": 2},
+    ),
     "pp2": (2, {"parallel.pipeline_stages": 2}),
+    "pp2_dp2": (4, {"parallel.pipeline_stages": 2}),
     "bf16_dp2": (2, {"train.precision": "bf16"}),
     "bf16_zero2_dp2": (2, {"train.precision": "bf16", "parallel.zero_stage": 2}),
+    "bf16_zero3_dp2": (2, {"train.precision": "bf16", "parallel.zero_stage": 3}),
+    "bf16_offload_zero2_dp2": (
+        2,
+        {"train.precision": "bf16", "parallel.zero_stage": 2, "parallel.offload_optimizer": True},
+    ),
     "bf16_pp2": (2, {"train.precision": "bf16", "parallel.pipeline_stages": 2}),
     "pre_ln_untied_pp2": (
         2,
@@ -108,19 +124,41 @@ class TestShards:
             assert moments.keys() == reference(config).state_dict().keys()
             assert all(float(m.abs().max()) > 0 for m in moments.values())
 
-    def test_replicas_are_the_tied_copies_only(self, run):
+    def test_replicas_are_the_tied_copies(self, run):
         """The second stage has a copy of the embedding where it reads it: for the head, or the decoder's input."""
         _, config, ranks = run
+        if config.parallel.zero_stage == 0:
+            pytest.skip("there all is replicated")
         table = stage_table(config, targets.model_spec(config))
         read = {layer.tie_key for layer in targets.model_spec(config).layers[table[-1].start :]}
         copied = len(table) == 2 and "token_embedding" in read
         assert copied or config.parallel.pipeline_stages == 1 or not config.model.tie_embeddings
-        more = [[s[:4] for s in rank["replicas"] if s[:4] not in [o[:4] for o in rank["start"]]] for rank in ranks]
-        whole = ("token_embedding.weight", (targets.VOCABULARY, 16), 0, targets.VOCABULARY * 16)
-        assert more == ([[], [whole]] if copied else [[]] * len(ranks))
+        more = [[s for s in rank["replicas"] if s[:4] not in [o[:4] for o in rank["start"]]] for rank in ranks]
+        assert {s[0] for shards in more for s in shards} == ({"token_embedding.weight"} if copied else set())
         if copied:
-            values = [s[4] for rank in ranks for s in rank["replicas"] if s[0] == "token_embedding.weight"]
-            assert (values[0] == values[1]).all()
+            (copy,) = assembled(more).values()
+            assert torch.equal(copy, assembled([rank["start"] for rank in ranks])["token_embedding.weight"])
+
+    def test_without_zero_everything_is_a_replica_and_each_rank_owns_an_equal_share(self, run):
+        only(run, ["zero0_dp2"])
+        _, config, ranks = run
+        expected = reference(config).state_dict()
+        owned = [sum(stop - start for _, _, start, stop, _ in rank["start"]) for rank in ranks]
+        assert max(owned) - min(owned) <= 1
+        for rank in ranks:
+            assert {name: torch.from_numpy(w).view(shape) for name, shape, *_, w in rank["replicas"]}.keys() == (
+                expected.keys()
+            )
+            assert assembled([rank["replicas"]]).keys() == expected.keys()
+
+    def test_between_steps_zero3_holds_only_norms_and_biases_whole(self, run):
+        _, config, ranks = run
+        state = reference(config).state_dict()
+        small = sum(w.numel() for w in state.values() if w.numel() <= 10 * config.model.hidden_size)
+        held = small if config.parallel.zero_stage == 3 else sum(w.numel() for w in state.values())
+        if config.parallel.pipeline_stages == 1:
+            assert [rank["resident"] for rank in ranks] == [held] * len(ranks)
+            assert small < 0.2 * sum(w.numel() for w in state.values())
 
     def test_order_is_the_models(self, run):
         _, config, ranks = run
@@ -219,6 +257,13 @@ class TestSteps:
                 scale = max(float(state[q].abs().max()), 1e-3)  # the keys' bias has noise only
                 assert float((found[q][name] - state[q]).abs().max()) <= 1e-5 * scale, (name, q)
         assert [rank["updates"] for rank in ranks] == [targets.STEPS] * len(ranks)
+
+    def test_a_step_that_is_not_finite_is_skipped(self, run):
+        """After the five: neither weights nor moments nor the count of updates move."""
+        for skipped, norm, updates, same in (rank["not finite"] for rank in run[2]):
+            assert skipped
+            assert not math.isfinite(norm)
+            assert (updates, same) == (targets.STEPS, True)
 
     def test_needs_data(self, run):
         assert all(rank["needs_data"] for rank in run[2])

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, BartConfig, BartForConditionalGeneration
 
+from pretrain.blocks.positions import sinusoids
 from pretrain.errors import CheckpointError, UserError
 from pretrain.hf import mapping
 from pretrain.hf.export import export
@@ -83,6 +84,25 @@ def test_foreign_bart_has_the_same_logits_and_gradients(foreign: Path, tmp_path:
     assert compared == set(named)
 
 
+def test_a_bart_that_scales_its_embeddings_is_one_of_sinusoids(foreign: Path, tmp_path: Path):
+    """Whatever it was trained as: its config says so, and its tables are checked."""
+    table = torch.zeros(SOURCE_LENGTH + 2, 32)
+    table[2:] = sinusoids(SOURCE_LENGTH, 32)
+    for stack in ("encoder", "decoder"):
+        change_weights(foreign, f"model.{stack}.embed_positions.weight", lambda _: table)
+    change_config(foreign, scale_embedding=True)
+    import_(foreign, tmp_path / "imported")
+    trained = TrainedModel.open(tmp_path / "imported")
+    assert trained.architecture.model.positions == "sinusoidal"
+    theirs = AutoModelForSeq2SeqLM.from_pretrained(foreign, dtype=torch.float64).eval()
+    batch = probe_batch(trained.experiment, trained.tokenizer, SOURCE_LENGTH)
+    with torch.no_grad():
+        (ours,) = whole_model(trained)(state_of(trained, batch))
+        wanted = theirs(**{key: batch[key] for key in ("input_ids", "attention_mask", "decoder_input_ids")}).logits
+    assert wanted.abs().max() > 0.5
+    assert (ours - wanted).abs().max() <= 1e-10
+
+
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_import_undoes_export(tied: bool, make_checkpoint: MakeCheckpoint, tmp_path: Path):
     source = make_checkpoint(tmp_path / "checkpoint", with_model(tie_embeddings=tied, dropout=0.1))
@@ -151,7 +171,7 @@ def change_weights(folder: Path, name: str, change) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: change_config(f, scale_embedding=True), "scale_embedding = True is not what"),
+        (lambda f: change_config(f, scale_embedding=True), "embed_positions.weight: is not what our model computes"),
         (lambda f: change_config(f, activation_function="tanh"), "activation_function = 'tanh'"),
         (lambda f: change_config(f, model_type="t5"), "model_type 't5' cannot be imported; known: bart"),
         (lambda f: (f / "tokenizer.model").unlink(), r"no tokenizer\.model"),

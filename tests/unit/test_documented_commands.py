@@ -9,6 +9,7 @@ import re
 import pytest
 from documented_commands import ROOT, Command, commands
 
+import pretrain.launch.again
 import pretrain.launch.submit
 from pretrain import command_line, train
 from pretrain.config.checks import check
@@ -62,7 +63,7 @@ def parse(command: Command, monkeypatch) -> argparse.Namespace:
     monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", record)
     if command.program == "pretrain/train.py":
         return train.arguments(list(command.arguments))
-    for module in (command_line, pretrain.launch.submit):
+    for module in (command_line, pretrain.launch.submit, pretrain.launch.again):
         monkeypatch.setattr(module, "run", stop)
     spec = importlib.util.spec_from_file_location("documented", ROOT / command.program)
     assert spec is not None, f"{command.program} is no program"
@@ -79,6 +80,8 @@ def processes(command: Command, arguments: argparse.Namespace, stages: int) -> i
         return arguments.nodes * (arguments.gpus_per_node or arguments.tasks_per_node or 1)
     if command.program == "tools/bench.py":
         return arguments.processes or stages
+    if command.program == "tools/plan.py":  # chooses its own stages
+        return stages
     said = re.search(r"(?:--num_gpus|-n)[ =](\d+)", " ".join(command.launcher))
     said = said or re.search(r"(\d+) GPUs", command.remark)
     if said:
@@ -92,10 +95,10 @@ def problem(command: Command, arguments: argparse.Namespace) -> str:
         if getattr(arguments, "recipe", None) is None:
             return ""
         experiment = load_experiment(arguments.recipe, arguments.overrides, tiny=arguments.tiny)
-        if command.program == "tools/prepare_data.py":  # trains nothing: any model will do
+        if command.program in ("tools/prepare_data.py", "tools/checkpoint.py"):  # trains nothing: any model will do
             return ""
         plan = check(experiment, processes(command, arguments, experiment.parallel.pipeline_stages), "cuda")
-        if arguments.deepspeed_config:
+        if getattr(arguments, "deepspeed_config", None):
             deepspeed_config(experiment, plan, load_deepspeed_json(arguments.deepspeed_config))
     except UserError as error:
         return str(error)

@@ -1,7 +1,8 @@
 """BartForConditionalGeneration: holds a Post-LN encoder-decoder, and DeepNorm folded into one.
 
 The class (transformers, modeling_bart.py): learned positions that start at row 2, a LayerNorm on the embeddings of
-both stacks, LayerNorm eps fixed at 1e-5, biases everywhere, a logits bias that our models do not have.
+both stacks, LayerNorm eps fixed at 1e-5, biases everywhere, a logits bias that our models do not have. With
+`scale_embedding` it multiplies the token embedding by sqrt(d), as our models do beside sinusoidal positions alone.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Bart(Host):
     segments = False
 
     def objections(self, architecture: Architecture) -> Iterator[str]:
-        yield from shared.objections(architecture, BASE_EPS, embedding_norm=True)
+        yield from shared.objections(architecture, BASE_EPS, embedding_norm=True, scales_tokens=True)
 
     def config(self, architecture: Architecture, tokens: SpecialTokens) -> PretrainedConfig:
         model = architecture.model
@@ -72,7 +73,7 @@ class Bart(Host):
             dropout=model.dropout,
             attention_dropout=0.0,
             activation_dropout=0.0,
-            scale_embedding=False,
+            scale_embedding=model.positions == "sinusoidal",
             tie_word_embeddings=model.tie_embeddings,
             pad_token_id=tokens.pad,
             bos_token_id=tokens.bos,
@@ -116,7 +117,7 @@ class Bart(Host):
     def architecture_of(self, config: PretrainedConfig, known: Mapping[str, Any]) -> Architecture:
         same = ("attention_heads", "ffn_dim")
         as_encoder = {f"decoder_{key}": getattr(config, f"encoder_{key}") for key in same}
-        shared.expect(config, FAMILY, scale_embedding=False, **as_encoder)
+        shared.expect(config, FAMILY, **as_encoder)
         model = shared.model_section(
             known,
             "post_ln",
@@ -128,6 +129,7 @@ class Bart(Host):
             ffn_size=config.encoder_ffn_dim,
             activation=shared.activation_of(config, "activation_function", FAMILY),
             dropout=config.dropout,
+            positions="sinusoidal" if config.scale_embedding else "learned",
             embedding_norm=True,
             tie_embeddings=config.tie_word_embeddings,
         )

@@ -38,7 +38,9 @@ BRANCH_OUTPUTS = {"self_attention.out_proj", "cross_attention.out_proj", "ffn.fc
 NORMS = {"self_attention_norm", "ffn_norm"}
 
 
-def objections(architecture: Architecture, eps: float, embedding_norm: bool, biases: bool = True) -> Iterator[str]:
+def objections(
+    architecture: Architecture, eps: float, embedding_norm: bool, biases: bool = True, scales_tokens: bool = False
+) -> Iterator[str]:
     """What no class here has, and what depends on the class.
 
     Args:
@@ -46,6 +48,7 @@ def objections(architecture: Architecture, eps: float, embedding_norm: bool, bia
         eps: of the class's norms.
         embedding_norm: whether the class normalises embeddings.
         biases: whether the class always has biases.
+        scales_tokens: whether it can multiply the token embedding by sqrt(hidden_size).
     """
     model = architecture.model
     if model.norm != "layer_norm":
@@ -56,6 +59,8 @@ def objections(architecture: Architecture, eps: float, embedding_norm: bool, bia
         yield "model.qk_norm is true, and it has no norms on q and k"
     if model.positions == "rotary":
         yield "model.positions is rotary, and it adds positions to the embedding"
+    if model.positions == "sinusoidal" and not scales_tokens:
+        yield "model.positions is sinusoidal, which multiplies the token embedding by sqrt(model.hidden_size)"
     if biases and not model.bias:
         yield "model.bias is false, and it always has biases"
     if embedding_norm and not model.embedding_norm:
@@ -78,7 +83,7 @@ def module(theirs: str, ours: str, transform: Transform | None = None, bias: boo
 
 
 def positions(theirs: str, stack: str, architecture: Architecture, offset: int = 0) -> Entry:
-    """A learned table: ours from row `offset` on, or our sinusoids as its content."""
+    """A learned table: ours from row `offset` on, or our sinusoids as its content (Bart, which scales the tokens)."""
     if architecture.model.positions == "sinusoidal":
         return Entry(theirs, None, constant=SinusoidRows(offset))
     return Entry(theirs, f"{stack}.embeddings.positions.weight", Rows(offset))

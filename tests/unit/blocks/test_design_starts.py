@@ -105,11 +105,10 @@ def test_sub_ln(stack, N, M, squared, activation):
     assert module.ffn.inner_norm.weight.shape == (160,)
 
 
-@pytest.mark.parametrize("kind", ["pre_ln", "post_ln", "rezero", "b2t", "peri_ln", "lns", "keel", "sub_ln"])
+@pytest.mark.parametrize("kind", ["pre_ln", "post_ln", "rezero", "b2t", "peri_ln", "lns", "keel"])
 def test_a_stated_standard_deviation(kind):
-    gain = sub_ln_gain("encoder", 9, 0) if kind == "sub_ln" else 1
     module = start(kind, place("encoder", 9, 0, init_std=0.02, **WIDE))
-    assert_gains(module, gain, 1, init_std=0.02)
+    assert_gains(module, 1, 1, init_std=0.02)
 
 
 @pytest.mark.parametrize("stack", ["encoder", "decoder"])
@@ -161,14 +160,28 @@ def test_keel_weighs_all_layers_but_the_first():
     assert len([name for name, _ in second.named_parameters() if "out_norm" in name]) == 4
 
 
-@pytest.mark.parametrize("kind", ["deepnorm", "deepnorm_sqrt"])
-def test_gains_of_xavier_do_not_go_with_a_stated_standard_deviation(kind):
+@pytest.mark.parametrize(
+    ("kind", "gain"), [("deepnorm", " times beta"), ("deepnorm_sqrt", " times beta"), ("sub_ln", ", grown with depth")]
+)
+def test_gains_of_xavier_do_not_go_with_a_stated_standard_deviation(kind, gain):
     model = ModelSection(family="decoder", block={"kind": kind}, init_std=0.02)
     assert BLOCKS[kind].objection(model.block, model) == (
-        f"model.init_std = 0.02 does not go with model.block.kind = {kind}, whose gains are Xavier's times beta; "
+        f"model.init_std = 0.02 does not go with model.block.kind = {kind}, whose gains are Xavier's{gain}; "
         "set model.init_std=null"
     )
+    assert BLOCKS[kind].objection(model.block, model.model_copy(update={"init_std": None})) is None
     assert BLOCKS["post_ln_init"].objection(None, model) is None
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder"])
+def test_keel_of_one_layer_would_have_no_norm_at_its_end(family):
+    key = f"{family}_layers"
+    model = ModelSection(family=family, block={"kind": "keel"}, **{key: 1})
+    assert BLOCKS["keel"].objection(model.block, model) == (
+        f"model.{key} = 1 is too few for model.block.kind = keel, whose first layer is Pre-LN and leaves its output to "
+        f"the next one's norms; set model.{key} to 2 or more"
+    )
+    assert BLOCKS["keel"].objection(model.block, model.model_copy(update={key: 2})) is None
 
 
 @pytest.mark.parametrize("kind", ["deepnorm_sqrt", "keel"])

@@ -12,6 +12,9 @@ def demo(*overrides):
     return load_experiment("demo", ["parallel.pipeline_stages=1", *overrides])
 
 
+GPT = ["model.family=decoder", "model.encoder_layers=0", "objective.kind=causal_lm"]
+
+
 def message(experiment, world_size=1, device="cpu") -> str:
     with pytest.raises(ConfigError) as error:
         check(experiment, world_size, device)
@@ -43,6 +46,24 @@ def test_batch_plan_solves_the_batch_equation(stages, world_size, plan):
     [
         (["model.num_heads=3"], 1,
          "model.hidden_size = 64 is not a multiple of model.num_heads = 3; set model.num_heads to 2 or 4"),
+        (["model.decoder_layers=0"], 1,
+         "model.decoder_layers = 0, but model.family = encoder_decoder has this stack; set model.decoder_layers to 1 "
+         "or more"),
+        (["model.family=decoder"], 1,
+         "model.encoder_layers = 48, but model.family = decoder has no encoder; set model.encoder_layers=0, or another "
+         "model.family"),
+        ([*GPT, "objective.kind=span_denoising"], 1,
+         "objective.kind = span_denoising trains model.family = encoder_decoder, not decoder; set objective.kind to "
+         "causal_lm or prefix_lm"),
+        (["objective.kind=masked_lm"], 1,
+         "objective.kind = masked_lm trains model.family = encoder, not encoder_decoder; set objective.kind to "
+         "bart_denoising or span_denoising or translation"),
+        (["model.positions=rotary", "model.hidden_size=66", "model.num_heads=22"], 1,
+         "model.positions = rotary turns pairs, and model.hidden_size / model.num_heads = 3 is odd; choose an even "
+         "head size, or model.positions=learned"),
+        (["model.positions=sinusoidal", "model.hidden_size=63", "model.num_heads=3"], 1,
+         "model.positions = sinusoidal needs an even model.hidden_size, not 63; set an even one, or "
+         "model.positions=learned"),
         (["parallel.pipeline_stages=3"], 4,
          "parallel.pipeline_stages = 3 does not divide the number of processes = 4; start a multiple of 3 processes, "
          "or set parallel.pipeline_stages to 2 or 4"),
@@ -52,6 +73,21 @@ def test_batch_plan_solves_the_batch_equation(stages, world_size, plan):
         (["parallel.pipeline_stages=2", "parallel.zero_stage=2"], 2,
          "parallel.zero_stage = 2 does not go with parallel.pipeline_stages = 2 (DeepSpeed refuses that); "
          "set parallel.zero_stage=1, or parallel.pipeline_stages=1"),
+        (["parallel.pipeline_stages=2", "parallel.zero_stage=3"], 2,
+         "parallel.zero_stage = 3 does not go with parallel.pipeline_stages = 2 (DeepSpeed refuses that); "
+         "set parallel.zero_stage=1, or parallel.pipeline_stages=1"),
+        (["parallel.pipeline_stages=2", "parallel.zero_stage=0"], 2,
+         "parallel.zero_stage = 0 does not go with parallel.pipeline_stages = 2 (DeepSpeed clips wrongly there); "
+         "set parallel.zero_stage=1, or parallel.pipeline_stages=1"),
+        (["parallel.zero_stage=0", "train.precision=bf16"], 1,
+         "parallel.zero_stage = 0 does not go with train.precision = bf16 (DeepSpeed would accumulate gradients in "
+         "bf16); set parallel.zero_stage=1, or train.precision=fp32"),
+        (["parallel.zero_stage=0", "parallel.offload_optimizer=true"], 1,
+         "parallel.offload_optimizer = true needs a ZeRO stage, and parallel.zero_stage = 0; "
+         "set parallel.zero_stage=1, or parallel.offload_optimizer=false"),
+        (["parallel.pipeline_stages=2", "parallel.offload_optimizer=true"], 2,
+         "parallel.offload_optimizer = true does not go with parallel.pipeline_stages = 2; "
+         "set parallel.offload_optimizer=false, or parallel.pipeline_stages=1"),
         (["train.precision=fp16"], 1,
          "train.precision = fp16 needs a GPU and there is none; set train.precision to bf16 or fp32"),
         (["batch.global_batch_size=18"], 2,
@@ -80,10 +116,16 @@ def test_wrong_input_is_one_line_with_key_value_and_cure(overrides, world_size, 
 @pytest.mark.parametrize(
     "overrides",
     [
+        [*GPT, "model.decoder_layers=1"],
+        ["model.positions=rotary", "model.hidden_size=66", "model.num_heads=33"],
+        ["model.positions=learned", "model.hidden_size=63", "model.num_heads=3"],
+        ["model.positions=sinusoidal", "model.hidden_size=66", "model.num_heads=22"],
         ["schedule.warmup_steps=300"],
         ["train.stop_at_step=300"],
         ["train.activation_checkpointing=96"],
-        ["parallel.zero_stage=2"],
+        ["parallel.zero_stage=0"],
+        ["parallel.zero_stage=3", "train.precision=bf16"],
+        ["parallel.zero_stage=1", "parallel.offload_optimizer=true"],
         ["train.precision=bf16"],
         ["data.vocab_size=400"],
     ],

@@ -18,6 +18,9 @@ LAYOUTS = {
     "fp32-pipeline": ["parallel.pipeline_stages=2"],
     "bf16": ["parallel.pipeline_stages=1", "train.precision=bf16"],
     "bf16-zero2": ["parallel.pipeline_stages=1", "train.precision=bf16", "parallel.zero_stage=2"],
+    "fp32-zero0": ["parallel.pipeline_stages=1", "parallel.zero_stage=0"],
+    "bf16-zero3": ["parallel.pipeline_stages=1", "train.precision=bf16", "parallel.zero_stage=3"],
+    "bf16-offload": ["parallel.pipeline_stages=1", "train.precision=bf16", "parallel.offload_optimizer=true"],
     "bf16-pipeline": ["parallel.pipeline_stages=2", "train.precision=bf16"],
     "fp16": ["parallel.pipeline_stages=1", "train.precision=fp16", "optimizer.clip_norm=0"],
 }
@@ -63,8 +66,10 @@ def test_deepspeed_accepts_every_shipped_file_after_the_merge(path, layout, pars
     assert parsed.bfloat16_config.enabled == (experiment.train.precision == "bf16")
     assert parsed.float16_config.enabled == (experiment.train.precision == "fp16")
     assert parsed.zero_config.overlap_comm is False
-    stated = path is not None and path.stem == "zero2"  # that file overrules the default
-    assert parsed.zero_config.contiguous_gradients is (stated or experiment.parallel.zero_stage == 2)
+    stated = path is not None and path.stem in ("zero2", "zero3")  # these files overrule the default
+    assert parsed.zero_config.contiguous_gradients is (stated or experiment.parallel.zero_stage >= 2)
+    device = "cpu" if experiment.parallel.offload_optimizer else "none"
+    assert parsed.zero_config.offload_optimizer.device == device
     assert parsed.pipeline["use_reentrant"] is False
     assert parsed.grad_accum_dtype == ("fp32" if experiment.train.precision == "bf16" else None)
 

@@ -53,7 +53,7 @@ def test_options():
     assert count("decoder", 5, "pre_ln", activation="swiglu") - base == 5 * (D * F + F)
     assert count("decoder", 5, "pre_ln", bias=False) - base == -5 * (4 * D + D + F)
     assert count("decoder", 5, "pre_ln", norm="rms_norm") - base == -(5 * 2 + 2) * D
-    assert count("decoder", 5, "pre_ln", qk_norm=True) - base == 5 * 2 * 2 * (D // 4)
+    assert count("decoder", 5, "pre_ln", qk_norm=True) - base == 5 * 2 * (D // 4)
     assert count("decoder", 5, "pre_ln", positions="rotary") - base == -T * D
     assert count("decoder", 5, "pre_ln", positions="sinusoidal") - base == -T * D
     assert count("decoder", 5, "pre_ln", tie_embeddings=False) - base == V * D

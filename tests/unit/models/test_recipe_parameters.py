@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pretrain.analysis.plan import total_parameters
-from pretrain.config.load import load_experiment, recipe_names
+from pretrain.analysis.plan_model import total_parameters
+from pretrain.config.load import RECIPES, load_experiment, recipe_names
 from pretrain.models.layer_list import LayerList
 from pretrain.models.registry import FAMILIES
 
@@ -49,6 +49,48 @@ SEQUENTIAL = [
 @pytest.mark.parametrize("recipe", SEQUENTIAL)
 def test_written_out(recipe):
     assert total_parameters(spec(recipe)) == formula(recipe)
+
+
+def simplified(V, P, d, L, H, mlp, norms, gains):
+    """SAS and SAS-P: two matrices of attention and the first W_V; biases on q and k, 3 H + `gains` gains a layer."""
+    kernels = L * (2 * d * d + mlp) + d * d
+    return V * d + P * d + kernels + L * (2 * d + 3 * H + gains + norms * d) + 2 + d
+
+
+OTHERS = {
+    # The fused product has 3 d + f rows and f biases; one norm, and one gain a head's element for q and k each.
+    "parallel_gpt": (
+        32768 * 768 + 1024 * 768 + 12 * ((3 * 768 + 3072) * 768 + 3072 + 768 * (768 + 3072) + 768 + 768 + 2 * 64) + 768,
+        110_944_512,
+    ),
+    "sas_codeparrot": (simplified(32768, 128, 768, 18, 12, 2 * 768 * 3072, norms=2, gains=3), 132_079_040),
+    "sas_p_codeparrot": (simplified(32768, 128, 768, 18, 12, 2 * 768 * 3072, norms=1, gains=2), 132_065_198),
+    "crammed_bert_sas": (
+        simplified(32768, 128, 768, 16, 12, 3 * 768 * 1536, norms=2, gains=3)
+        + 768  # the embeddings' norm
+        + (768 * 768 + 768 + 768 + 32768),  # BERT's head
+        102_026_866,
+    ),
+}
+
+
+def test_every_recipe_is_pinned():
+    assert {*SEQUENTIAL, *OTHERS} == set(recipe_names())
+
+
+@pytest.mark.parametrize("recipe", OTHERS)
+def test_the_others_by_number(recipe):
+    written_out, total = OTHERS[recipe]
+    assert total_parameters(spec(recipe)) == written_out == total
+
+
+def test_pre_ln_codeparrot():
+    """The total that its head comment states: RMSNorm and no biases."""
+    tables, kernels, norms = (32768 + 128) * 768, 18 * (4 * 768**2 + 2 * 768 * 3072), (2 * 18 + 1) * 768
+    total = total_parameters(spec("pre_ln_codeparrot"))
+    assert total == tables + kernels + norms == 152_694_528
+    head = (RECIPES / "pre_ln_codeparrot.yaml").read_text()
+    assert f"{total:,} parameters" in head
 
 
 @pytest.mark.parametrize("recipe", recipe_names())

@@ -40,7 +40,7 @@ def test_the_target_is_the_text():
     assert sample["decoder_input_ids"].tolist() == [BOS, *different(63)]
 
 
-@pytest.mark.parametrize(("rate", "mean"), [(0.3, 3.0), (0.3, 1.0), (0.95, 1.0), (0.95, 10.0), (0.0, 3.0)])
+@pytest.mark.parametrize(("rate", "mean"), [(0.3, 3.0), (0.3, 1.0), (0.95, 1.0), (0.95, 10.0), (0.01, 3.0)])
 def test_the_removed_number_is_exact_and_all_fits_at_every_length(rate, mean):
     noiser = objective(64, rate=rate, mean_span_length=mean, permute_share=0)
     for length in range(64):
@@ -181,6 +181,13 @@ def test_wrong_settings_are_one_line():
         objective(tokens=make_tokens([], mask=None))
     with pytest.raises(ConfigError, match=r"^data\.sequence_length: 1 is too short .*$"):
         objective(1)
+    with pytest.raises(ConfigError) as error:
+        objective(rate=0, permute_share=0)
+    assert str(error.value) == (
+        "objective.rate = 0.0 and objective.permute_share = 0.0 leave the text as it is, and copying it is nothing to "
+        "learn; set one of them above 0"
+    )
+    assert source_of(objective(rate=0, permute_share=0.5).sample(different(60), rng()))  # one is enough
 
 
 @pytest.mark.parametrize("keys", [{"rate": 1}, {"mean_span_length": 0.5}, {"permute_share": 2}, {"poisson": 3}])

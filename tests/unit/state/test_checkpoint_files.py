@@ -74,6 +74,27 @@ def folder(tmp_path_factory):
     return write(tmp_path_factory.mktemp("run") / "checkpoints")
 
 
+@pytest.fixture
+def reads(monkeypatch):
+    """(file, bytes, "header" or "data") of everything that the reader asks the system for."""
+    seen, pread, preadv = [], os.pread, os.preadv
+
+    def name(handle):
+        return os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))  # noqa: PTH115, PTH119
+
+    def header(handle, count, at):
+        seen.append((name(handle), count, "header"))
+        return pread(handle, count, at)
+
+    def data(handle, buffers, at):
+        seen.append((name(handle), sum(buffer.nbytes for buffer in buffers), "data"))
+        return preadv(handle, buffers, at)
+
+    monkeypatch.setattr(os, "pread", header)
+    monkeypatch.setattr(os, "preadv", data)
+    return seen
+
+
 class TestReading:
     def test_pieces_of_a_rank_come_back(self, folder):
         found = [(p.name, p.box, p.start, p.stop, p.file) for p in read_pieces(folder, 2)]
@@ -105,32 +126,43 @@ class TestReading:
                     assert torch.equal(buffer[1:-1], flat[start:stop]), (name, start, stop)
                     assert buffer[0] == buffer[-1] == 77
 
-    def test_only_what_is_asked_for_is_read(self, folder, monkeypatch):
+    def test_only_what_is_asked_for_is_read(self, folder, reads):
         checkpoint = Checkpoint(folder, verify="nothing")
-        asked = []
-
-        class Slice:
-            def __init__(self, inner, file):
-                self.inner, self.file = inner, file
-
-            def __getitem__(self, where):
-                asked.append((self.file, where.start, where.stop))
-                return self.inner[where]
-
-        class File:
-            def __init__(self, inner, name):
-                self.inner, self.name = inner, name
-
-            def get_slice(self, quantity):
-                return Slice(self.inner.get_slice(quantity), self.name)
-
-        original = Checkpoint._file
-        monkeypatch.setattr(Checkpoint, "_file", lambda self, name: File(original(self, name), name))
         checkpoint.read_into(torch.empty(4), "token_embedding.weight", 9)
-        assert sorted(asked) == [("rank_00000.safetensors", 0, 2), ("rank_00002.safetensors", 12, 14)]
-        asked.clear()
+        data = {name: count for name, count, what in reads if what == "data"}
+        assert data == {"rank_00000.safetensors": 2 * 4, "rank_00002.safetensors": 2 * 4}
+        reads.clear()
         checkpoint.read_into(torch.empty(1), "norm.bias", 8)
-        assert asked == [("rank_00002.safetensors", 18, 19)]
+        assert reads == [("rank_00002.safetensors", 4, "data")], "the header is read once"
+
+    def test_one_layer_of_many_costs_its_bytes(self, tmp_path, reads):
+        """100 layers in one file: index and header apart, reading one takes 1% of the file."""
+        shape, layers = (40, 50), 100
+        pieces = [
+            Piece(f"layers.{i}.weight", shape, Box.whole(shape), 0, 2000, 2000 * i, rank_file(0)) for i in range(layers)
+        ]
+        draft, values = tmp_path / ".saving_1", torch.arange(2000.0 * layers)
+        draft.mkdir()
+        record = write_rank_file(draft, 0, pieces, dict.fromkeys((WEIGHT, *MOMENTS), values))
+        write_common_files(draft, Index(pieces), {}, {})
+        commit(draft, tmp_path / "step_00000001", 1, {}, {rank_file(0): record})
+        checkpoint = Checkpoint(tmp_path / "step_00000001", verify="sizes")
+        assert torch.equal(checkpoint.read("layers.17.weight").view(-1), values[34000:36000])
+        assert sum(count for _, count, what in reads if what == "data") == 4 * 2000
+        header = sum(count for _, count, what in reads if what == "header")
+        assert 8 < header < 0.05 * record.bytes
+        reads.clear()
+        checkpoint.read("layers.99.weight", "exp_avg_sq")
+        assert reads == [(rank_file(0), 4 * 2000, "data")]
+
+    def test_many_rank_files_are_not_open_at_once(self, folder, monkeypatch):
+        monkeypatch.setattr("pretrain.state.reader.MOST_OPEN", 1)
+        checkpoint = Checkpoint(folder)
+        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+        for _ in range(2):
+            for name, expected in parameters(WEIGHT).items():
+                assert torch.equal(checkpoint.read(name), expected)
+                assert len(os.listdir("/proc/self/fd")) <= before + 1  # noqa: PTH208
 
     def test_fill_casts_and_refuses_what_does_not_fit(self, folder):
         checkpoint = Checkpoint(folder)

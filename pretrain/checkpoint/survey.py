@@ -1,0 +1,140 @@
+"""What lies in a run's checkpoints folder, and whether it is whole; for people, without a process group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pretrain.checkpoint.save import TEMPORARY
+from pretrain.config.load import load_experiment
+from pretrain.errors import CheckpointError, UserError
+from pretrain.state.keep import Keep, prune, to_remove
+from pretrain.state.manifest import NAME as MANIFEST
+from pretrain.state.manifest import Manifest
+from pretrain.state.reader import DAMAGED, PREFIX, Checkpoint, list_checkpoints, step_of
+from pretrain.state.run_files import CHECKPOINTS, CONFIG
+from pretrain.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Row:
+    """One folder. `bytes` are those that lie there."""
+
+    name: str
+    time: str
+    """When it was completed (or last changed), in local time."""
+    bytes: int
+    layout: str
+    kept: str
+    """Why it stays by the run's own rule."""
+    problem: str
+    """What is wrong with it; empty if it is whole as far as sizes tell."""
+
+
+def checkpoints_of(run: Path) -> Path:
+    """RUN/checkpoints.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for folder in (run / CHECKPOINTS, run):
+        if folder.name == CHECKPOINTS and folder.is_dir():
+            return folder
+    raise CheckpointError(f"{run}: not a run with checkpoints; expected RUN/{CHECKPOINTS}")
+
+
+def survey(run: Path) -> list[Row]:
+    """Newest first; then what is incomplete or set aside."""
+    checkpoints = checkpoints_of(run)
+    folders = list_checkpoints(checkpoints)
+    keep = _keep_of(checkpoints.parent)
+    complete = [step_of(folder) for folder in folders if (folder / MANIFEST).exists()]
+    why = keep.why(complete) if keep else {}
+    rows = [_row(folder, why.get(step_of(folder), "")) for folder in folders]
+    for folder in sorted(checkpoints.glob(f"{DAMAGED}{PREFIX}*"), reverse=True):
+        rows.append(_row(folder, "", "damaged, set aside"))
+    for folder in sorted(checkpoints.glob(f"{TEMPORARY}*")):
+        rows.append(_row(folder, "", "incomplete: being written, or its session was killed"))
+    return rows
+
+
+def _row(folder: Path, kept: str, problem: str = "") -> Row:
+    layout: dict[str, Any] = {}
+    try:
+        manifest = Manifest.read(folder)
+        layout = manifest.layout
+        found = manifest.damaged(folder, hashes=False)
+        problem = problem or (f"damaged: {found}" if found else "")
+    except CheckpointError as error:
+        problem = problem or f"damaged: {str(error).removeprefix(f'{folder}: ').removeprefix(f'{folder}/')}"
+    stamp = folder / MANIFEST if (folder / MANIFEST).exists() else folder
+    when = datetime.fromtimestamp(stamp.stat().st_mtime).astimezone().isoformat(" ", "seconds")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return Row(folder.name, when, size, _layout(layout), kept, problem)
+
+
+def _layout(layout: dict[str, Any]) -> str:
+    """A layout in a few words."""
+    if "processes" not in layout:
+        return ", ".join(key for key, value in layout.items() if value is True)
+    words = [f"{layout['processes']} processes" if layout["processes"] != 1 else "1 process"]
+    if layout.get("pipeline_stages", 1) > 1:
+        words.append(f"{layout['pipeline_stages']} stages")
+    if "zero_stage" in layout:
+        words.append(f"ZeRO-{layout['zero_stage']}")
+    return " ".join([*words, *([layout["precision"]] if "precision" in layout else [])])
+
+
+def _keep_of(run: Path) -> Keep | None:
+    """The rule that the run itself keeps by; None where its config.yaml cannot be read."""
+    try:
+        section = load_experiment(str(run / CONFIG)).checkpoint
+    except UserError:
+        return None
+    return Keep(section.keep_last, section.keep_every)
+
+
+def verify(path: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Each checkpoint of a run (newest first), or the one at `path`, with all that is wrong with it, hashes compared.
+
+    Raises:
+        CheckpointError: there is no checkpoint.
+    """
+    folders = [path] if (path / MANIFEST).exists() or path.name.startswith(PREFIX) else None
+    if folders is None:
+        folders = list_checkpoints(checkpoints_of(path))
+    if not folders:
+        raise CheckpointError(f"{path}: it holds no checkpoint")
+    for folder in folders:
+        yield folder, _problems(folder)
+
+
+def _problems(folder: Path) -> list[str]:
+    try:
+        problems = list(Manifest.read(folder).problems(folder))
+        if not problems:
+            Checkpoint(folder, verify="nothing")  # the index must cover every parameter once
+    except CheckpointError as error:
+        return [str(error).removeprefix(f"{folder}: ").removeprefix(f"{folder}/")]
+    return problems
+
+
+def prune_run(run: Path, keep: Keep, dry_run: bool) -> list[Path]:
+    """Remove what `keep` leaves out, or only say what that would be.
+
+    Raises:
+        CheckpointError: no checkpoints folder.
+        UserError: a session writes in the run's folder.
+    """
+    checkpoints = checkpoints_of(run)
+    if dry_run:
+        return to_remove(checkpoints, keep)
+    lock = RunFolder(checkpoints.resolve().parent, writes=True)
+    lock.acquire(grace=0.0, patience=0.0)
+    try:
+        return prune(checkpoints, keep)
+    finally:
+        lock.release()

@@ -1,0 +1,31 @@
+"""Training in a layout that computes something wrong."""
+
+from __future__ import annotations
+
+from harness import train_main
+
+
+def train_wrongly(rank, argv, fault):
+    from pretrain.parallel.zero_engine import ZeroEngine
+
+    attach = ZeroEngine.attach
+
+    def attach_wrongly(self, deepspeed):
+        attach(self, deepspeed)
+        optimizer = deepspeed.optimizer
+        if fault == "clipping":
+            optimizer.get_grad_norm_direct = lambda gradients, params, norm_type=2: gradients[0].norm()
+        elif fault == "gradient" and rank == 1:
+            gather = optimizer.reduce_gradients
+
+            def doubled(pipeline_parallel=False):
+                gather(pipeline_parallel)
+                for views in optimizer.averaged_gradients.values():
+                    views.flat_partition.mul_(2)
+
+            optimizer.reduce_gradients = doubled
+        elif fault == "update" and rank == 0:
+            optimizer._optimizer_step = lambda group: None
+
+    ZeroEngine.attach = attach_wrongly
+    return train_main(rank, argv)
