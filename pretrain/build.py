@@ -15,6 +15,7 @@ import torch
 from pretrain.analysis.plan import plan_text
 from pretrain.analysis.plan_model import Sizes, total_parameters
 from pretrain.checkpoint.callback import Checkpoints
+from pretrain.checkpoint.continuity import Continuity
 from pretrain.checkpoint.restore import changed_keys, fill_weights, newest_good, resume, start_anew
 from pretrain.config.checks import BatchPlan, check
 from pretrain.config.deepspeed import deepspeed_config
@@ -319,7 +320,7 @@ def layout(plan: Plan) -> dict[str, Any]:
 def callbacks(plan: Plan, texts: dict[str, bytes]) -> list[Callback]:
     """In the order in which they run; what saves comes last."""
     metrics, evaluation = Metrics(), Evaluation(plan.data.validation)
-    chosen: list[Callback] = [metrics, evaluation]
+    chosen: list[Callback] = [Continuity(), metrics, evaluation]
     if plan.experiment.monitors.interval:
         chosen.append(DepthSignals([NormInputs(plan.spec), UpdateNorm(plan.spec)]))
     if collectives.is_first():

@@ -36,6 +36,12 @@ class SaveFailed(UserError):
     exit_code = EXIT_CRASHED
 
 
+class ResumeMismatch(UserError):
+    """The first loss after a resume is not the one that belongs there."""
+
+    exit_code = EXIT_CRASHED
+
+
 class CanaryFailed(UserError):
     """The layout does not compute what one process computes."""
 

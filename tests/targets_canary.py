@@ -29,3 +29,32 @@ def train_wrongly(rank, argv, fault):
 
     ZeroEngine.attach = attach_wrongly
     return train_main(rank, argv)
+
+
+def resume_with_stale_weights(rank, argv):
+    """The masters are restored, what the forward pass uses is scaled."""
+    from pretrain.parallel.zero_engine import ZeroEngine
+
+    publish = ZeroEngine.publish_weights
+
+    def publish_wrongly(self):
+        for shard in self.owned_shards(replicas=True):
+            shard.weight.mul_(1.1)
+        publish(self)
+
+    ZeroEngine.publish_weights = publish_wrongly
+    return train_main(rank, argv)
+
+
+def resume_with_other_data(rank, argv):
+    """The data position is one sample further than it was."""
+    from pretrain.data.loader import BatchLoader
+
+    load = BatchLoader.load_state_dict
+
+    def load_wrongly(self, state):
+        load(self, state)
+        self._position += 1
+
+    BatchLoader.load_state_dict = load_wrongly
+    return train_main(rank, argv)

@@ -127,7 +127,7 @@ def train_and_probe(rank, changes, log):
     found["after"] = evaluated(own)
     found["needs_data"], found["place"] = own.needs_data, (own.stage, own.num_stages, own.data_parallel_rank)
 
-    found["changed"] = _evaluated_with_change(own, "decoder.layers.1")
+    found["changed"] = _evaluated_with_change(own, "decoder.layers.1", replicas=False)
     found["restored"] = evaluated(own)
     found["not finite"] = _step_with_infinity(own, "decoder.layers.1")
     return found
@@ -146,22 +146,26 @@ def _step_with_infinity(own, row):
     return result.skipped, result.grad_norm, own.optimizer_step_count(), same
 
 
-def _evaluated_with_change(own, row, batches=None):
-    """Loss with every weight of one row of the model moved through the shards; None if nobody moved anything."""
+def moved_by(start, stop):
+    """What is added to elements start..stop-1 of each flattened parameter."""
+    return 0.2 * torch.sin(torch.arange(start, stop, dtype=torch.float32) * 1.7 + 1)
+
+
+def _evaluated_with_change(own, row, batches=None, replicas=True):
+    """What `evaluated` gives with all weights of a row of the model moved through the shards; None if nobody did."""
     from pretrain.parallel import collectives
 
     kept = []
-    for shard in own.owned_shards(replicas=True):
+    for shard in own.owned_shards(replicas=replicas):
         if row_of(shard.name) == row:
             kept.append((shard.weight, shard.weight.clone()))
-            position = torch.arange(shard.start, shard.stop, dtype=torch.float32)
-            shard.weight.add_(0.2 * torch.sin(position * 1.7 + 1))
+            shard.weight.add_(moved_by(shard.start, shard.stop))
     own.publish_weights()
-    loss, _ = evaluated(own, batches)
+    found = evaluated(own, batches)
     for weight, before in kept:
         weight.copy_(before)
     own.publish_weights()
-    return loss if collectives.agree_any(bool(kept)) else None
+    return found if collectives.agree_any(bool(kept)) else None
 
 
 def _sampled_step(own, spec, lr):
@@ -265,4 +269,5 @@ def losses_by_layer(rank, changes, log):
     _, spec, own = engine(changes, log)
     rows = dict.fromkeys([None, *spec.shared, *(layer.name for layer in spec.layers)])
     held = [name for name, _ in own.layers.built_layers()]
-    return {row: _evaluated_with_change(own, row, 1) if row else evaluated(own, 1)[0] for row in rows}, held
+    found = {row: _evaluated_with_change(own, row, 1) if row else evaluated(own, 1) for row in rows}
+    return {row: evaluation and evaluation[0] for row, evaluation in found.items()}, held

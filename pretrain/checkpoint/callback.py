@@ -32,7 +32,8 @@ class Checkpoints(Callback):
 
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
         section = trainer.experiment.checkpoint
-        if section.interval and report.step % section.interval == 0:
+        due = section.interval and report.step % section.interval == 0
+        if due and report.step < trainer.last_step:  # the last state is saved by on_end
             try:
                 self._begin(trainer, fresh=False)
                 if not section.asynchronous:

@@ -144,6 +144,7 @@ def resume(trainer: Trainer, checkpoint: Checkpoint) -> None:
         )
     trainer.load_state_dict(state)
     _restore_rng(checkpoint)
+    trainer.resumed(checkpoint)
     trainer.folder.cut_logs(trainer.progress.step)
 
 

@@ -157,7 +157,7 @@ class _Writer:
             parts.clear()
         self.written[rank_file(number)] = write_rank_file(self.folder, number, self._here, buffers)
         self.pieces += self._here
-        self._here = []
+        self._here, self._at = [], 0
 
 
 def _prepared(experiment: Experiment) -> Model:

@@ -214,6 +214,8 @@ class CheckpointSection(Section):
     """Newest checkpoints that are kept."""
     keep_every: NonNegativeInt = 0
     """Checkpoints whose step is a multiple of this are kept for ever, beside the newest; 0: none."""
+    verify_resume: bool = True
+    """Stop if the first loss after a resume is not the one that belongs there."""
     asynchronous: bool = True
     """Training goes on while a copy of the state is written; the last save of a session is always waited for."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pretrain.state.reader import Checkpoint
     from pretrain.training.loop import StepReport, Trainer
 
 
@@ -16,6 +17,9 @@ class Callback:
 
     phase = "callbacks"
     """What the loop does meanwhile, as `Trainer.doing` says it."""
+
+    def on_resume(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
+        """When a checkpoint's state is in place, before the logs beyond it are cut off."""
 
     def on_start(self, trainer: Trainer) -> None:
         """Before the first step of a session; a resumed state is already in place."""

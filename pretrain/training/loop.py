@@ -15,6 +15,7 @@ from pretrain.errors import Diverged
 from pretrain.models.layers import ModelSpec
 from pretrain.parallel import collectives
 from pretrain.parallel.engine import Engine, StepResult
+from pretrain.state.reader import Checkpoint
 from pretrain.training.callback import Callback
 from pretrain.training.progress import Progress, Stop
 from pretrain.training.run_folder import RunFolder
@@ -161,6 +162,10 @@ class Trainer:
             "loss_scaler": self.engine.loss_scaler_state(),
             "callbacks": {type(callback).__name__: callback.state_dict() for callback in self.callbacks},
         }
+
+    def resumed(self, checkpoint: Checkpoint) -> None:
+        """Tell the callbacks that this checkpoint's state is in place."""
+        self._each("on_resume", checkpoint)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.progress.load_state_dict(state["progress"])

@@ -51,3 +51,19 @@ def test_nothing_complete_nothing_removed(tmp_path):
 
 def test_why():
     assert Keep(2, 4).why([8, 2, 4, 6]) == {8: "newest, last 2, every 4", 6: "last 2", 4: "every 4", 2: ""}
+
+
+def test_a_removal_cut_short_leaves_no_checkpoint_behind(tmp_path, monkeypatch):
+    """Files would be missing from what its manifest calls whole."""
+    folder = checkpoints(tmp_path, (10, 20))
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prune(folder, Keep(1))
+    assert not (folder / "step_00000010" / "manifest.json").exists()
+    prune(folder, Keep(1))
+    assert [step_of(path) for path in list_checkpoints(folder)] == [20]
