@@ -14,8 +14,9 @@ from pretrain.models.layers import ModelSpec
 from pretrain.parallel.build import StageRow
 
 GIB = 2**30
-LOGIT_BYTES = 12
-"""A logit in the loss: its log-probability in fp32 and, on the way back, two gradients (measured: 12.1)."""
+LOGIT_BYTES = {"fp32": 8, "bf16": 10, "fp16": 10}
+"""A logit in the loss: itself and its probability in fp32, which becomes its gradient; in half precision its fp32 copy
+as well (measured on a CPU: 8.1 and 10.1)."""
 PROCESS_BYTES = 404_000_000
 """Main memory of a process that has imported everything, joined a group and opened its data, but built no model;
 measured with torch 2.13 for CPU and DeepSpeed 0.19.8 on Linux. A third of it DeepSpeed imports with an engine."""
@@ -115,7 +116,8 @@ def memory(experiment: Experiment, content: StageContent, layout: Layout, sizes:
     state = state_bytes(content.parameters, layout, experiment.train.precision, bucket_elements(experiment))
     logits = 0
     if content.has_head:
-        logits = layout.micro_batch * (sizes.target or sizes.source) * sizes.vocabulary * LOGIT_BYTES
+        each = LOGIT_BYTES[experiment.train.precision]
+        logits = layout.micro_batch * (sizes.target or sizes.source) * sizes.vocabulary * each
     activations = _activations(experiment, content, layout, sizes)
     return Memory(state.weights, state.gradients, state.optimizer, activations, logits, host=state.host, save=12 * own)
 

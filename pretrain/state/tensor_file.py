@@ -176,4 +176,5 @@ class TensorFile:
             self._handle = None
 
     def __del__(self) -> None:
-        self.close()
+        if os is not None:  # at the interpreter's exit modules go first
+            self.close()

@@ -84,8 +84,8 @@ def test_activations_are_what_autograd_keeps(case):
 def test_logits_lie_on_the_last_stage_alone():
     sizes = Sizes(48, 20, VOCABULARY)
     _, _, _, stages = planned("demo", SMALL, sizes, processes=2)
-    # Of one micro-batch of 2 samples: log-probabilities and two gradients on their way back, in fp32.
-    assert [memory.logits for memory in stages] == [0, 2 * 20 * VOCABULARY * 3 * 4]
+    # Of one micro-batch of 2 samples: logits, and probabilities that become their gradient, in fp32.
+    assert [memory.logits for memory in stages] == [0, 2 * 20 * VOCABULARY * 2 * 4]
 
 
 def test_parts_add_up_and_data_parallelism_divides_what_zero_shards():
