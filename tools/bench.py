@@ -35,6 +35,7 @@ EXAMPLES = """examples:
   python tools/bench.py --recipe deepnet_1000l_tiny parallel.pipeline_stages=1 batch.micro_batch_size=16
   python tools/bench.py --recipe deepnet_1000l_tiny --depths 12,48,500 --repeats 15 -o bench.json
   python tools/bench.py --recipe demo --against hf parallel.pipeline_stages=1 batch.micro_batch_size=16
+  python tools/bench.py --recipe gpt_base parallel.pipeline_stages=2 train.threads=1 --rival-threads 1
   python tools/bench.py --suite families -o families.json
   python tools/bench.py --suite families --only 'decoder-*-fp32' --repeats 15
 """
@@ -63,6 +64,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--depths", type=depths, metavar="D,D", help="measure with D layers in each stack, one by one")
     parser.add_argument(
         "--plain-adamw", choices=ADAMW, default="default", help="the plain loop's torch.optim.AdamW; default: as torch"
+    )
+    parser.add_argument(
+        "--rival-threads", type=positive, default=0, metavar="N", help="of the other side; default: as many in all"
     )
     parser.add_argument("--deepspeed_config", metavar="FILE", help="DeepSpeed JSON, as for training")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="write the figures and the machine")
@@ -123,7 +127,7 @@ def work_of(experiment: Experiment, options: argparse.Namespace, environment: Ra
 
 
 def measure_options(options: argparse.Namespace) -> Options:
-    return Options(options.repeats, options.warmup, options.against, options.plain_adamw)
+    return Options(options.repeats, options.warmup, options.against, options.plain_adamw, options.rival_threads)
 
 
 def end_with_parent() -> None:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from pretrain.analysis.bench_clock import RankClock
 from pretrain.analysis.bench_machine import busy_seconds, peak_resident_bytes
+from pretrain.analysis.bench_pipeline import InstructionTimes
 from pretrain.analysis.bench_sides import (
     GRAD_NORM,
     LOSS,
@@ -75,13 +76,14 @@ class Measurement:
     def __init__(self, work: Work, log: Path, options: Options):
         self.work, self.log, self.options = work, log, options
         self.resident_before = peak_resident_bytes()
-        self.clock = RankClock(torch.get_num_threads())
+        self.clock = RankClock(torch.get_num_threads(), options.rival_threads)
         self.rival = rival_type(options.against)(work, self.clock, log, options)
         experiment, steps = work.experiment, range(1, options.warmup + options.repeats + 1)
         schedule = SCHEDULES.build(experiment.schedule, experiment.train.max_steps)
         last = experiment.train.max_steps
         self.rates = self.rival.rates([experiment.optimizer.lr * schedule.factor(min(k, last)) for k in steps])
         self.clocks_before = (0.0, 0.0, 0.0)
+        self.instructions: InstructionTimes | None = None
 
     def run(self) -> dict[str, Any]:
         """Engine alone first, for its peak memory; then both warm; then in turns."""
@@ -93,6 +95,8 @@ class Measurement:
             engine, start_up = self.clock.together(
                 lambda: build_engine(self.work.experiment, self.work.spec, self.work.deepspeed)
             )
+            if engine.num_stages > 1:
+                self.instructions = InstructionTimes(engine)
             turns = self._turns(engine, bar)
             turns.engine.start_up_seconds = start_up.seconds
             turns.reach_rival()
@@ -108,6 +112,7 @@ class Measurement:
             "cpu_ratio": asdict(paired_ratio(turns.engine.cpu_seconds(warmup), turns.rival.cpu_seconds(warmup))),
             "largest_loss_difference": largest_difference(turns, LOSS),
             "largest_grad_norm_difference": largest_difference(turns, GRAD_NORM) if GRAD_NORM in compared else None,
+            "pipeline_seconds": self.instructions.by_stage(self.options.repeats) if self.instructions else None,
             "waiting_cpu_shares": self.clock.waiting_cpu_shares(),
             "others_cores": max(0.0, (busy - own) / wall) if busy else None,
         }
@@ -129,7 +134,7 @@ class Measurement:
             "global_batch_size": experiment.batch.global_batch_size,
             "micro_batch_size": experiment.batch.micro_batch_size,
             "tokens_per_step": self._tokens,
-            "threads": {"each_process": threads, "rival": threads * self.work.batch.world_size},
+            "threads": {"each_process": threads, "rival": self.clock.threads_alone},
         }
 
     def _turns(self, engine: Engine, bar: tqdm[Any]) -> Turns:
@@ -145,6 +150,8 @@ class Measurement:
             self._check(turns)
             if len(turns.engine.steps) == len(turns.rival.steps) == self.options.warmup:
                 self.clocks_before = self._clocks()
+                if self.instructions:
+                    self.instructions.reset()
 
         return Turns(take, self._batches(0, 1), self.rates, self.options.warmup, tell)
 

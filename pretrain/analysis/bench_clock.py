@@ -28,10 +28,12 @@ class RankClock:
 
     Args:
         threads: torch's CPU threads of each rank.
+        alone: of rank 0 when it runs alone; 0: those of all ranks.
     """
 
-    def __init__(self, threads: int):
+    def __init__(self, threads: int, alone: int = 0):
         self.threads = threads
+        self.threads_alone = alone or threads * collectives.world_size()
         self.device = collectives.device()
         self._started = 0.0, 0.0
         self._waiting_cpu = self._waiting_wall = 0.0
@@ -55,12 +57,12 @@ class RankClock:
         return self._share(wall, cpu)
 
     def alone(self, action: Callable[[], T]) -> tuple[T | None, Spent]:
-        """Run on rank 0 with the threads of all ranks; the others wait in a blocking receive, and get None."""
+        """Run on rank 0 with `threads_alone`; the others wait in a blocking receive, and get None."""
         self.start()
         result, wall, cpu = None, 0.0, 0.0
         start, cpu_start = time.perf_counter(), time.process_time()
         if collectives.is_first():
-            torch.set_num_threads(self.threads * collectives.world_size())
+            torch.set_num_threads(self.threads_alone)
             self._started = time.perf_counter(), time.process_time()
             result = action()
             self._synchronise()

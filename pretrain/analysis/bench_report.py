@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pretrain.analysis.bench_pipeline import pipeline_text
+
 GIB = 2**30
 QUIET = 0.1
 """Cores that other programs may use without a word about it."""
@@ -73,6 +75,7 @@ def text(described: Figures, measurements: Sequence[Figures], suite: bool = Fals
         *([] if suite else _layout(measurements[0])),
         table(columns, measurements),
         "",
+        *([] if suite or not last["pipeline_seconds"] else [*pipeline_text(last), ""]),
         f"engine s, {name} s: medians of {last['ratio']['pairs']} steps in turns; ratio: median of the pairs' ratios, "
         f"its interval holds the true median with probability {last['ratio']['confidence']:.3f}",
         "CPU ratio: the same of CPU seconds, which other programs disturb less",

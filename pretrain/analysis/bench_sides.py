@@ -55,6 +55,8 @@ class Options:
     """plain or hf."""
     optimizer: str = "default"
     """The plain loop's AdamW, a key of bench_plain.ADAMW."""
+    rival_threads: int = 0
+    """CPU threads of the rival; 0: as many as all processes of the engine together."""
 
 
 @dataclass(frozen=True)
