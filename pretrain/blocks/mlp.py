@@ -12,11 +12,13 @@ from pretrain.blocks.init import Initialiser
 from pretrain.blocks.linear import Linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": partial(F.relu, inplace=True),  # fc1 does not need its output, and one tensor of ffn_size less is made
+    "relu": F.relu,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
 }
+IN_PLACE = {"relu": partial(F.relu, inplace=True)}
+"""On the output of a Linear, which its backward pass does not read: one tensor of ffn_size less is made."""
 GATED = {"swiglu": "silu", "geglu": "gelu"}
 """Gated networks (Shazeer 2020, arXiv 2002.05202) by the activation of their gate."""
 
@@ -28,7 +30,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.fc1 = Linear(hidden_size, ffn_size, init, bias)
         self.fc2 = Linear(ffn_size, hidden_size, init, bias)
-        self.activation = ACTIVATIONS[activation]
+        self.activation = IN_PLACE.get(activation, ACTIVATIONS[activation])
         self.inner_norm: nn.Module = nn.Identity()  # a norm over ffn_size where the design has one before fc2
 
     def forward(self, x: Tensor) -> Tensor:

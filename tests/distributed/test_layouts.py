@@ -11,10 +11,6 @@ LAYOUTS = {
     "zero0_dp2": (2, ["parallel.zero_stage=0", "train.activation_checkpointing=2"]),
     "zero3_dp2": (2, ["parallel.zero_stage=3"]),
     "offload_dp2": (2, ["parallel.offload_optimizer=true", "train.activation_checkpointing=3"]),
-    "offload_zero3_dp2": (
-        2,
-        ["parallel.zero_stage=3", "parallel.offload_optimizer=true", "train.activation_checkpointing=2"],
-    ),
     "pp2": (2, ["parallel.pipeline_stages=2"]),
     "pp2_dp2": (4, ["parallel.pipeline_stages=2"]),
     "pp3": (3, ["parallel.pipeline_stages=3"]),

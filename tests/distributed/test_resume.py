@@ -75,20 +75,6 @@ def test_a_full_disk_is_an_alert_and_then_an_error_that_loses_nothing(uninterrup
     assert len(losses(run)) == 6
 
 
-def test_any_of_three_layouts_goes_on_where_another_stopped(uninterrupted, command, tmp_path):
-    """Two stages -> one process -> ZeRO-2 on two: one loss curve (fp32 sums in other orders: 1e-5)."""
-    run = command("run")
-    train([*run, PP2, "train.stop_at_step=3"], 2)
-    train([*run, "train.stop_at_step=6", "batch.micro_batch_size=4"], 1)
-    train([*run, "parallel.zero_stage=2"], 2)
-    assert losses(tmp_path / "run") == pytest.approx(losses(uninterrupted), rel=1e-5)
-    resumes = [event for event in lines(tmp_path / "run" / "events.jsonl") if event["event"] == "resume"]
-    assert [(event["step"], event["pipeline_stages"], event["zero_stage"]) for event in resumes] == [
-        (3, 1, 1),
-        (6, 1, 2),
-    ]
-
-
 def test_a_loss_scale_goes_on(command, tmp_path):
     """fp16 needs a GPU; its scaler in an fp32 session goes through the same engine, checkpoint and resume."""
 

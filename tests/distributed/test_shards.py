@@ -16,14 +16,21 @@ from pretrain.objectives.cross_entropy import cross_entropy_sum
 from pretrain.parallel.build import stage_table
 
 torch.set_num_threads(1)
+ODD = {"model.hidden_size": 15, "model.num_heads": 3, "model.ffn_size": 31, "optimizer.clip_norm": 1.2}
+"""Sizes that two ranks cannot divide evenly."""
 LAYOUTS = {
     "one": (1, {}),
     "zero1_dp2": (2, {}),
     "zero2_dp2": (2, {"parallel.zero_stage": 2, "optimizer.clip_norm": 0.0, "optimizer.no_decay": []}),
-    "zero0_dp2": (2, {"parallel.zero_stage": 0, "train.activation_checkpointing": 2}),
+    "zero0_dp2": (2, {**ODD, "parallel.zero_stage": 0, "train.activation_checkpointing": 2}),
     "zero3_untied_recomputed_dp2": (
         2,
-        {"parallel.zero_stage": 3, "train.activation_checkpointing": 3, "model.tie_embeddings": False},
+        {
+            **ODD,
+            "parallel.zero_stage": 3,
+            "train.activation_checkpointing": 3,
+            "model.tie_embeddings": False,
+        },
     ),
     "offload_dp2": (2, {"parallel.offload_optimizer": True, "train.activation_checkpointing": 1}),
     "offload_zero3_recomputed_dp2": (
