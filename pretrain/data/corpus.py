@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -230,8 +231,11 @@ def scan(corpus: Corpus, key: str = "data.train") -> CorpusFacts:
 def _embedded() -> FileCorpus:
     root = Path(sysconfig.get_path("stdlib"))
     left_out = {"site-packages", "dist-packages", "__pycache__"}
-    paths = (path for path in root.rglob("*.py") if not left_out.intersection(path.relative_to(root).parts))
-    files = tuple(sorted(path for path in paths if path.is_file()))
+    found: list[Path] = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in left_out]  # installed packages are not even looked at
+        found += [Path(folder, name) for name in names if name.endswith(".py")]
+    files = tuple(sorted(path for path in found if path.is_file()))
     if not files:
         raise DataError(f"data.train: embedded finds no Python source below {root}; give a folder or a .jsonl file")
     return FileCorpus(EMBEDDED, root, files)
