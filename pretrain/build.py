@@ -43,7 +43,8 @@ from pretrain.resilience.watchdog import Watchdog
 from pretrain.schedules.registry import SCHEDULES
 from pretrain.state.manifest import Manifest
 from pretrain.state.reader import Checkpoint, has_checkpoint, list_checkpoints, resolve_checkpoint, step_folder
-from pretrain.state.run_files import CHECKPOINTS, CONFIG, DEEPSPEED, TOKENIZER, read_summary
+from pretrain.state.run_files import CHECKPOINTS, CONFIG, DEEPSPEED, TOKENIZER, read_summary, tells_of_saves
+from pretrain.state.writer import put_back
 from pretrain.training.callback import Callback
 from pretrain.training.canary import canary
 from pretrain.training.evaluation import Evaluation
@@ -100,6 +101,8 @@ def plan(
     if folder is not None:
         if folder.path.exists():  # else `train` makes it: what is refused before leaves no folder behind
             folder.acquire()
+            if folder.writes:
+                put_back(folder.checkpoints)
         if problem := session_problem(experiment, request, judges=folder.writes):
             raise CheckpointError(problem)
     check_init_from(experiment, request)
@@ -147,6 +150,11 @@ def session_problem(experiment: Experiment, request: Request, judges: bool = Tru
     found = has_checkpoint(folder / CHECKPOINTS)
     if request.resume == "must" and not found and judges:
         return f"--resume must: {folder}/checkpoints holds no checkpoint; check run.dir, or use auto"
+    if not found and judges and tells_of_saves(folder):
+        return (
+            f"{folder}/checkpoints holds no checkpoint, but events.jsonl tells of saves; put them back (is a disk not "
+            "mounted?), or set another run.dir"
+        )
     if request.resume == "never" and found:
         return f"--resume never: {folder} holds a run; set another run.dir, or remove it"
     if found and (folder / CONFIG).exists():

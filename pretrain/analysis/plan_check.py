@@ -17,6 +17,9 @@ from pretrain.models.registry import FAMILIES
 from pretrain.parallel import process_group
 from pretrain.parallel.build import build_engine
 
+TOLERANCE = 0.2
+"""Between measured and estimated memory, of the estimate."""
+
 
 class Resident(NamedTuple):
     """Bytes of main memory."""
@@ -62,16 +65,22 @@ def _spec(experiment: Experiment) -> ModelSpec:
     return FAMILIES[model.family](model, 8, source, target)
 
 
+def is_near(estimate: Memory, resident: Resident) -> bool:
+    """Whether the estimate is as near as it promises to be for states of a GiB and more."""
+    return abs((resident.peak - resident.before) / estimate.total - 1) <= TOLERANCE
+
+
 def check_text(estimate: Memory, resident: Resident) -> str:
     """Estimate and measurement side by side."""
     state = estimate.weights + estimate.gradients + estimate.optimizer
     measured = resident.peak - resident.before
+    near = "within" if is_near(estimate, resident) else "not within"
     parts = f"state {state / GIB:.3f} + activations {estimate.activations / GIB:.3f} + logits"
     return "\n".join(
         [
             f"estimated  {estimate.total / GIB:.3f} GiB: {parts} {estimate.logits / GIB:.3f}",
             f"measured   {measured / GIB:.3f} GiB: at most {resident.peak / GIB:.3f} resident, less "
             f"{resident.before / GIB:.3f} before the model (taken to be {PROCESS_BYTES / GIB:.3f})",
-            f"measured / estimated = {measured / estimate.total:.3f}",
+            f"measured / estimated = {measured / estimate.total:.3f}: {near} {TOLERANCE:.0%}",
         ]
     )

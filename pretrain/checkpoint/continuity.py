@@ -17,9 +17,12 @@ from pretrain.state.reader import Checkpoint
 from pretrain.state.run_files import EVENTS, METRICS
 from pretrain.training.callback import Callback
 from pretrain.training.loop import StepReport, Trainer
+from pretrain.training.progress import Stop
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2, "fp16": 2e-2}
 """Relative difference that another layout's rounding explains; 1e-6 and 3e-3 were seen."""
+LONG_STEP = 10.0
+"""Seconds."""
 JUMP = 0.5
 """Where only the loss of the step before is known: the share of it, and the nats, by which the next may lie above."""
 
@@ -27,64 +30,82 @@ JUMP = 0.5
 class Continuity(Callback):
     """Stands first, so that a session that went wrong leaves neither metrics nor a checkpoint.
 
-    When a session ends, the checkpoint records the loss of the step that would come next (by a forward pass, where
-    training adds neither dropout nor anything to the loss). One that was killed has it in its metrics, as a rule.
+    When a session ends, its checkpoint records what evaluation gives on the batch that would come next; a resume
+    evaluates that batch before its first step. One that was killed has its next loss in the metrics, as a rule: the
+    first step's is compared with it.
     """
 
     def __init__(self) -> None:
         self.recorded: dict[str, Any] = {}
-        """step and loss of the first step behind the checkpoint, where they are known."""
+        """step and evaluation loss of the batch behind the checkpoint, where they are known."""
         self._resumed = False
         self._expected: float | None = None
         self._before: float | None = None
         self._tolerance = 0.0
+        self._step_seconds = 0.0
 
     def on_resume(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
         saved, self.recorded = self.recorded, {}
         self._resumed = trainer.experiment.checkpoint.verify_resume
+        if not self._resumed:
+            return
         precisions = {trainer.experiment.train.precision, checkpoint.manifest.layout.get("precision", "fp32")}
         self._tolerance = max(TOLERANCE[precision] for precision in precisions)
         self._before, step = trainer.progress.loss, trainer.progress.step + 1
-        if checkpoint.training()["data"]["skip_ranges"] == trainer.loader.state_dict()["skip_ranges"]:
-            self._expected = _logged_loss(trainer.folder.path, step)
-            if self._expected is None and saved.get("step") == step:
-                self._expected = saved["loss"]
+        if checkpoint.training()["data"]["skip_ranges"] != trainer.loader.state_dict()["skip_ranges"]:
+            return  # another batch comes next
+        self._expected = _logged_loss(trainer.folder.path, step)
+        if saved.get("step") == step:
+            self._before = None
+            found = _next_loss(trainer)
+            problem = "" if found is None else self._difference(found, saved["loss"], "evaluation loss")
+            self._stop_if(collectives.first_text(problem), trainer, step)
 
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
+        self._step_seconds = report.step_seconds
         if not self._resumed:
             return
         self._resumed = False
-        problem = self._problem(report.result.loss) if collectives.is_first() else ""
-        if reason := collectives.first_text(problem):
-            trainer.folder.event("alert", report.step, reason=reason, expected_loss=self._expected)
-            raise ResumeMismatch(
-                f"step {report.step}, the first after the resume: {reason}; nothing was saved: look for what changed "
-                "(code, libraries, data, layout), or go on with checkpoint.verify_resume=false"
-            )
-
-    def _problem(self, loss: float) -> str:
+        problem, loss = "", report.result.loss
         if self._expected is not None:
-            close = math.isclose(loss, self._expected, rel_tol=self._tolerance, abs_tol=self._tolerance)
-            return "" if close else f"loss {loss:.6g} instead of {self._expected:.6g}"
-        if self._before is not None and loss > self._before * (1 + JUMP) + JUMP:
-            return f"loss {loss:.6g} after {self._before:.6g} in the step before"
-        return ""
+            problem = self._difference(loss, self._expected, "loss")
+        elif self._before is not None and loss > self._before * (1 + JUMP) + JUMP:
+            problem = f"loss {loss:.6g} after {self._before:.6g} in the step before"
+        reason = collectives.share_text(problem)  # rank 0 reads the metrics
+        self._stop_if(reason, trainer, report.step)
+
+    def _difference(self, found: float, expected: float, name: str) -> str:
+        close = math.isclose(found, expected, rel_tol=self._tolerance, abs_tol=self._tolerance)
+        return "" if close else f"{name} {found:.6g} instead of {expected:.6g}"
+
+    def _stop_if(self, reason: str, trainer: Trainer, step: int) -> None:
+        if not reason:
+            return
+        trainer.folder.event("alert", step, reason=reason, expected_loss=self._expected)
+        raise ResumeMismatch(
+            f"step {step}, the first after the resume: {reason}; nothing was saved: look for what changed "
+            "(code, libraries, data, layout), or go on with checkpoint.verify_resume=false"
+        )
 
     def on_end(self, trainer: Trainer) -> None:
-        experiment = trainer.experiment
-        if experiment.model.dropout or experiment.loss.label_smoothing or experiment.loss.z_loss:
-            return
-        position = trainer.loader.state_dict()
-        total, count = trainer.engine.evaluate(trainer.loader.next())
-        trainer.loader.load_state_dict(position)
-        if count:
-            self.recorded = {"step": trainer.progress.step + 1, "loss": total / count}
+        """Evaluating a batch takes a third of a step: who wants to stop a run of long steps is not kept waiting."""
+        hurry = trainer.stop >= Stop.SIGINT and self._step_seconds > LONG_STEP
+        if not collectives.agree_any(hurry) and (loss := _next_loss(trainer)) is not None:
+            self.recorded = {"step": trainer.progress.step + 1, "loss": loss}
 
     def state_dict(self) -> dict[str, Any]:
         return self.recorded
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.recorded = dict(state)
+
+
+def _next_loss(trainer: Trainer) -> float | None:
+    """What evaluation gives on the global batch that comes next; None if it has no targets. Collective."""
+    position = trainer.loader.state_dict()
+    total, count = trainer.engine.evaluate(trainer.loader.next())
+    trainer.loader.load_state_dict(position)
+    return total / count if count else None
 
 
 def _logged_loss(run: Path, step: int) -> float | None:

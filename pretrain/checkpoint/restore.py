@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,7 @@ def newest_good(checkpoints: Path) -> tuple[Checkpoint, list[str]]:
         problem = _problem(folder)
         if problem is None:
             found = Checkpoint(folder, verify="nothing")
-            if collectives.is_first():
-                for damaged in problems:
-                    aside = damaged.with_name(f"{DAMAGED}{damaged.name}")
-                    shutil.rmtree(aside, ignore_errors=True)
-                    damaged.rename(aside)
-            collectives.barrier()
+            _set_aside(problems)
             return found, [f"{damaged}: {problem}" for damaged, problem in problems.items()]
         problems[folder] = problem
     listed = "; ".join(
@@ -86,7 +82,27 @@ def _problem(folder: Path) -> str | None:
         found = Manifest.read(folder).damaged(folder, share)
     except CheckpointError as error:
         found = str(error).removeprefix(f"{folder}: ")
+    except OSError as error:  # a disk that fails to read, a file that may not be read
+        found = f"cannot be read ({error})"
     return collectives.first_text(found or "") or None
+
+
+def _set_aside(damaged: Iterable[Path]) -> None:
+    """Rename them on rank 0. Collective.
+
+    Raises:
+        CheckpointError: on every rank, if it cannot.
+    """
+    problem = ""
+    try:
+        for folder in damaged if collectives.is_first() else ():
+            aside = folder.with_name(f"{DAMAGED}{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+    except OSError as error:
+        problem = f"a damaged checkpoint cannot be set aside ({error}); see to the rights in run.dir"
+    if reason := collectives.first_text(problem):
+        raise CheckpointError(reason)
 
 
 def changed_keys(saved: dict[str, Any], current: dict[str, Any], prefix: str = "") -> list[str]:
@@ -123,6 +139,8 @@ def fill_weights(engine: Engine, checkpoint: Checkpoint, moments: bool) -> None:
         elements = sum(shard.weight.numel() for shard in engine.owned_shards())
     except CheckpointError as error:
         problem = str(error)
+    except OSError as error:
+        problem = f"{checkpoint.folder}: cannot be read ({error})"
     if reason := collectives.first_text(problem):
         raise CheckpointError(reason)
     used = int(collectives.sum_over(torch.tensor(elements)).item())

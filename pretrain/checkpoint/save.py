@@ -10,6 +10,7 @@ Only the training thread takes part in collectives.
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 import threading
 import time
@@ -47,12 +48,20 @@ class Saved:
     """Why older ones could not be removed; empty if they were."""
 
 
-@dataclass
-class _Running:
-    step: int
-    thread: threading.Thread
-    problem: str = ""
-    """Why it failed; final once the thread has ended."""
+class _Running(threading.Thread):
+    """Writes one save. Not a daemon: also an exit that closes nothing waits for it."""
+
+    def __init__(self, step: int, write: Callable[[], str]):
+        super().__init__(name="save")
+        self.step, self._write = step, write
+        self.problem = ""
+        """Why it failed; final once the thread has ended."""
+
+    def run(self) -> None:
+        try:
+            self.problem = self._write()
+        except BaseException as error:  # an unknown failure must not pass for a save
+            self.problem = f"checkpoint: could not write it ({_clause(error)})"
 
 
 class Saver:
@@ -79,6 +88,8 @@ class Saver:
         self._snapshot = Snapshot()
         self._running: _Running | None = None
         self._ending = threading.Event()
+        # Ranks of a session whose rank 0 has died may live on for a while: they must not write into the next one's.
+        self._session = collectives.share_text(secrets.token_hex(4))
 
     @property
     def running(self) -> int | None:
@@ -108,7 +119,7 @@ class Saver:
             SaveFailed: on every rank, if no folder could be made, or no copy.
         """
         assert self._running is None
-        temporary = self.checkpoints / f"{TEMPORARY}{step:08d}"
+        temporary = self.checkpoints / f"{TEMPORARY}{step:08d}_{self._session}"
 
         def prepare() -> None:
             self._make_room(temporary)
@@ -117,10 +128,8 @@ class Saver:
         _together(prepare, "prepare")  # nobody writes before the folder is there
         state = json.dumps(training)
         timing = (time.perf_counter() - since, waited)
-        # Not a daemon: also an exit that closes nothing waits for it.
-        thread = threading.Thread(target=self._write, args=(temporary, step, state, timing), name="save")
-        self._running = _Running(step, thread)
-        thread.start()
+        self._running = _Running(step, lambda: self._write(temporary, step, state, timing))
+        self._running.start()
 
     def wait(self) -> None:
         """Wait until the running save is complete on every rank, if there is one. Collective.
@@ -131,7 +140,7 @@ class Saver:
         if self._running is None:
             return
         running, self._running = self._running, None
-        running.thread.join()
+        running.join()
         if reason := collectives.first_text(running.problem):
             raise SaveFailed(f"{reason}; see to the disk of run.dir")
 
@@ -141,7 +150,7 @@ class Saver:
         if self._running is None:
             return ""
         running, self._running = self._running, None
-        running.thread.join()
+        running.join()
         return running.problem
 
     def _make_room(self, temporary: Path) -> None:
@@ -151,34 +160,31 @@ class Saver:
             (temporary / SHARES).mkdir(parents=True)
             reached("room_made")
 
-    def _write(self, temporary: Path, step: int, training: str, timing: tuple[float, float]) -> None:
-        """The thread: whatever goes wrong is kept for `wait`, so that no rank waits for ever."""
-        running, start = self._running, time.perf_counter()
-        assert running is not None
+    def _write(self, temporary: Path, step: int, training: str, timing: tuple[float, float]) -> str:
+        """The thread's work; returns what went wrong, for `wait`, so that no rank waits for ever."""
+        start, problem = time.perf_counter(), ""
         try:
             self._write_own(temporary)
         except Exception as error:
-            running.problem = f"checkpoint: could not write it (rank {self._rank}: {_clause(error)})"
+            problem = f"checkpoint: could not write it (rank {self._rank}: {_clause(error)})"
         if self._rank > 0:
-            return
+            return problem
         try:
             self._complete(temporary, step, training)
         except Exception as error:
             whose = f"write it ({error})" if isinstance(error, ShareFailed) else f"complete it ({_clause(error)})"
-            running.problem = running.problem or f"checkpoint: could not {whose}"
             shutil.rmtree(temporary, ignore_errors=True)  # half a checkpoint would keep the disk full
-            return
-        problem = ""
+            return problem or f"checkpoint: could not {whose}"
+        left = ""
         try:
             prune(self.checkpoints, self.keep, step)
         except OSError as error:
-            problem = f"checkpoint: could not remove an old one ({_clause(error)}); see to the disk of run.dir"
+            left = f"checkpoint: could not remove an old one ({_clause(error)}); see to the disk of run.dir"
         try:
-            self.tell(Saved(step, *timing, time.perf_counter() - start, problem))
+            self.tell(Saved(step, *timing, time.perf_counter() - start, left))
         except Exception as error:
-            running.problem = (
-                f"checkpoint: {step_folder(self.checkpoints, step)} is complete, not logged ({_clause(error)})"
-            )
+            return f"checkpoint: {step_folder(self.checkpoints, step)} is complete, not logged ({_clause(error)})"
+        return problem
 
     def _write_own(self, temporary: Path) -> None:
         try:
@@ -215,7 +221,9 @@ def _together(action: Callable[[], None], doing: str) -> None:
     problem = ""
     try:
         action()
+    except OSError as error:
+        problem = f"{_clause(error)}); see to the disk of run.dir"
     except Exception as error:
-        problem = _clause(error)
+        problem = f"{_clause(error)})"
     if reason := collectives.first_text(problem):
-        raise SaveFailed(f"checkpoint: could not {doing} it ({reason}); see to the disk of run.dir")
+        raise SaveFailed(f"checkpoint: could not {doing} it ({reason}")

@@ -53,11 +53,19 @@ def survey(run: Path) -> list[Row]:
     keep = _keep_of(checkpoints.parent)
     complete = [step_of(folder) for folder in folders if (folder / MANIFEST).exists()]
     why = keep.why(complete) if keep else {}
-    rows = [_row(folder, why.get(step_of(folder), "")) for folder in folders]
+    found = [(folder, why.get(step_of(folder), ""), "") for folder in folders]
     for folder in sorted(checkpoints.glob(f"{DAMAGED}{PREFIX}*"), reverse=True):
-        rows.append(_row(folder, "", "damaged, set aside"))
+        found.append((folder, "", "damaged, set aside"))
     for folder in sorted(checkpoints.glob(f"{TEMPORARY}*")):
-        rows.append(_row(folder, "", "incomplete: being written, or its session was killed"))
+        found.append((folder, "", "incomplete: being written, or its session was killed"))
+    rows = []
+    for folder, kept, problem in found:
+        try:
+            row = _row(folder, kept, problem)
+        except FileNotFoundError:  # a session that is at work has removed it meanwhile
+            continue
+        if folder.exists():
+            rows.append(row)
     return rows
 
 

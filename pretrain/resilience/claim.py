@@ -49,8 +49,15 @@ class Claim:
             self.mine = False
 
     def holder(self) -> int | None:
-        """The rank that speaks; None if there is none."""
+        """The rank that speaks; None if there is none, or its word could not be written (a full disk)."""
         return self._read().get("by")
+
+    def is_empty(self) -> bool:
+        """Whether somebody took it and could not say who."""
+        try:
+            return self.path.stat().st_size == 0
+        except OSError:
+            return False
 
     def next(self) -> None:
         """The holder has died too."""

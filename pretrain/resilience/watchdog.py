@@ -62,7 +62,8 @@ class Watchdog(Callback):
         self.trainer: Trainer | None = None
         self.step, self.first_done = 0, False
         self.still, self.number, self.exit_code = 0.0, 0, EXIT_DONE
-        self.observed = 0.0
+        self.observed = self._unsaid = 0.0
+        self._failed = False
         self._seen: tuple[Any, ...] = ()
         self._status: Status = "runs"
         self._closed, self._explaining = threading.Event(), False
@@ -133,6 +134,12 @@ class Watchdog(Callback):
                 if self.still > 2 * (self.limits.limit(self.doing) + self.timeout):
                     _say(f"error: rank {self.rank} stood still for {self.still:.0f} s, and {self.logs} does not answer")
                     os._exit(EXIT_HANG)
+            except Exception as error:  # a defect here must not end the heartbeats: this rank would look dead
+                if not self._failed:
+                    _say(f"warning: the watchdog of rank {self.rank} failed ({type(error).__name__}: {error})")
+                self._failed = True
+                with suppress(OSError):
+                    self._beat()
 
     @property
     def doing(self) -> str:
@@ -209,6 +216,10 @@ class Watchdog(Callback):
     def _watch_holder(self, elapsed: float) -> None:
         """Another rank speaks; if it has died meanwhile, the next claim is open."""
         holder = self.claim.holder()
+        self._unsaid = self._unsaid + elapsed if holder is None and self.claim.is_empty() else 0.0
+        if self._unsaid > self.timeout / 2:
+            self._unsaid = 0.0
+            self.claim.next()
         if holder is not None and holder != self.rank:
             if holder not in self.neighbours.last:
                 self.neighbours.last[holder], self.neighbours.silence[holder] = None, 0.0

@@ -36,6 +36,18 @@ def read_summary(run: Path) -> dict[str, Any]:
     return summary
 
 
+def tells_of_saves(run: Path) -> bool:
+    """Whether events.jsonl speaks of a checkpoint that was complete."""
+    path = run / EVENTS
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            if json.loads(line).get("event") in ("save", "resume"):
+                return True
+        except ValueError:  # half a line of a killed writer
+            continue
+    return False
+
+
 def merge_summary(run: Path, figures: dict[str, Any]) -> None:
     """Add `figures` to the run's summary.json, atomically.
 

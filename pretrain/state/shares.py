@@ -18,7 +18,7 @@ SHARES = "shares"
 SECONDS_BETWEEN_LOOKS = (0.01, 0.5)
 """The first time, and at most."""
 SECONDS_BETWEEN_SIZES = 1.0
-PATIENCE = 600.0
+PATIENCE = 300.0
 """Seconds without any growth in the folder after which the other ranks are taken for dead."""
 PATIENCE_AT_END = 60.0
 """The same once this rank's session ends: a shared file system may show growth as late as half a minute."""

@@ -19,6 +19,7 @@ from pretrain.state.tensor_file import TensorFile, write_tensors
 
 INDEX = "index.json"
 TRAINING = "training.json"
+REPLACED = ".replaced_"
 
 
 def rank_file(rank: int) -> str:
@@ -66,7 +67,7 @@ def write_common_files(folder: Path, index: Index, training: dict[str, Any] | st
 def commit(folder: Path, final: Path, step: int, layout: dict[str, Any], rank_files: dict[str, FileRecord]) -> None:
     """Write the manifest last and move the folder to its final name; from then on it is a checkpoint.
 
-    An earlier one of that name (the same step saved again after a resume from an older one) goes before.
+    An earlier one of that name (the same step saved again) is moved aside before, and removed after.
     """
     files = dict(rank_files)
     for path in folder.iterdir():
@@ -75,12 +76,25 @@ def commit(folder: Path, final: Path, step: int, layout: dict[str, Any], rank_fi
     Manifest(step, layout, files).write(folder)
     reached("manifest_written")
     sync(folder)
+    aside = final.with_name(f"{REPLACED}{final.name}")
     if final.exists():
-        remove_checkpoint(final)
-        reached("earlier_removed")
+        final.rename(aside)  # not removed: until the new one has its name, this is the newest there is
+        reached("earlier_moved")
     folder.rename(final)
     reached("renamed")
     sync(final.parent)
+    if aside.exists():
+        remove_checkpoint(aside)
+
+
+def put_back(checkpoints: Path) -> None:
+    """After a crash between the two renames of a `commit`: the earlier checkpoint has its name again."""
+    for aside in sorted(checkpoints.glob(f"{REPLACED}*")):
+        final = aside.with_name(aside.name.removeprefix(REPLACED))
+        if final.exists():
+            remove_checkpoint(aside)
+        else:
+            aside.rename(final)
 
 
 def remove_checkpoint(folder: Path) -> None:

@@ -28,6 +28,7 @@ from pretrain.parallel.optimizer import adamw
 
 STEPS = 2
 """The second step's loss tells of the first one's clipping and update."""
+TRIES = 40
 HEAD_SIZE, HEADS = 16, 2
 TOLERANCE = {"fp32": (1e-4, 1e-4), "bf16": (1e-2, 5e-2), "fp16": (1e-2, 5e-2)}
 """Relative differences of losses and gradient norms that rounding explains. fp32 sums in another order: 1e-6 was seen;
@@ -98,6 +99,10 @@ def _with_batch(config: dict[str, Any], small: Experiment, batch: BatchPlan) -> 
     config = copy.deepcopy(config)
     config["train_batch_size"] = size
     config["train_micro_batch_size_per_gpu"] = small.batch.micro_batch_size
+    # Else ZeRO-3 would keep weights this small whole on every rank, and gather none.
+    zero, key = config["zero_optimization"], "stage3_param_persistence_threshold"
+    if key in zero:
+        zero[key] = min(zero[key], 10 * small.model.hidden_size)
     config["gradient_accumulation_steps"] = size // (small.batch.micro_batch_size * batch.data_parallel_size)
     return config
 
@@ -115,7 +120,10 @@ def _in_layout(experiment: Experiment, spec: ModelSpec, config: dict[str, Any], 
     try:
         found = []
         for batches in _batches(experiment, samples, engine.data_parallel_rank, engine.data_parallel_size):
-            result = engine.train_step(batches if engine.needs_data else [], experiment.optimizer.lr)
+            for _ in range(TRIES):
+                result = engine.train_step(batches if engine.needs_data else [], experiment.optimizer.lr)
+                if not result.skipped:  # fp16 first finds its loss scale
+                    break
             found.append(Step(result.loss, result.grad_norm))
         return found
     finally:

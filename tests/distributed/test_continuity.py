@@ -34,7 +34,7 @@ def test_stale_weights_are_seen(ended, tmp_path):
     before = losses(run)
     for _ in range(2):
         error = refused(resume_with_stale_weights, ended)
-        assert error.startswith("error: step 5, the first after the resume: loss ")
+        assert error.startswith("error: step 5, the first after the resume: evaluation loss ")
         assert "verify_resume=false" in error
         assert losses(run) == before, "nothing of the wrong session stays"
     expected = [entry["expected_loss"] for entry in lines(run / "events.jsonl") if entry["event"] == "alert"]

@@ -12,7 +12,7 @@ import targets_plan
 from harness import run_group
 
 import pretrain
-from pretrain.analysis.plan_check import Resident, check_text
+from pretrain.analysis.plan_check import Resident, check_text, is_near
 from pretrain.analysis.plan_memory import GIB, Memory
 from pretrain.config.checks import check
 from pretrain.config.load import load_experiment
@@ -111,6 +111,14 @@ def test_memory_of_a_training_process(small_recipe: Path, tmp_path: Path) -> Non
 def test_measured_beside_estimated() -> None:
     estimate = Memory(GIB, 2 * GIB, 2 * GIB, GIB, GIB, host=0, save=0)
     text = check_text(estimate, Resident(before=GIB, peak=9 * GIB))
-    assert text.splitlines()[-1] == "measured / estimated = 1.143"
+    assert text.splitlines()[-1] == "measured / estimated = 1.143: within 20%"
     assert "estimated  7.000 GiB: state 5.000 + activations 1.000 + logits 1.000" in text
     assert "measured   8.000 GiB: at most 9.000 resident, less 1.000" in text
+
+
+def test_a_wrong_estimate_is_said() -> None:
+    estimate = Memory(GIB, 2 * GIB, 2 * GIB, GIB, GIB, host=0, save=0)
+    for peak, near in ((1 + 8.5, False), (1 + 5.5, False), (1 + 8.3, True), (1 + 5.7, True)):
+        resident = Resident(before=GIB, peak=int(peak * GIB))
+        assert is_near(estimate, resident) is near
+        assert ("not within" in check_text(estimate, resident)) is not near
