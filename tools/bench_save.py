@@ -13,13 +13,15 @@ import torch
 
 from pretrain import build
 from pretrain.analysis.bench_clock import RankClock
-from pretrain.analysis.bench_machine import machine
-from pretrain.analysis.bench_save import measure_saves, saves_report, saves_text, state_bytes
+from pretrain.analysis.bench_machine import forget_peak, machine, peak_resident_bytes, resident_bytes
+from pretrain.analysis.bench_save import Held, measure_saves, saves_report, saves_text, state_bytes
+from pretrain.checkpoint.restore import fill_weights
 from pretrain.command_line import Parser, positive, run
 from pretrain.config.load import load_experiment
 from pretrain.errors import EXIT_DONE
 from pretrain.launch.environment import RankEnvironment, rank_environment
 from pretrain.parallel import collectives, process_group
+from pretrain.state.reader import Checkpoint, list_checkpoints
 from pretrain.training.run_folder import RunFolder
 
 EXAMPLES = """examples:
@@ -52,19 +54,25 @@ def bench(options: argparse.Namespace, environment: RankEnvironment) -> int:
     with tempfile.TemporaryDirectory(prefix="bench_save_", dir=options.folder) as own:
         process_group.start(environment, Path(own) / f"rank_{environment.rank}.log")
         try:
-            folder = Path(collectives.share_text(own))
+            folder, before = Path(collectives.share_text(own)), resident_bytes()
             session = build.trainer(plan, resumes=False, callbacks=[], folder=RunFolder(folder, writes=False))
 
             def step() -> None:
                 session.engine.train_step(session.loader.next() if session.engine.needs_data else [], 0.0)
 
             step()
+            trained, known = resident_bytes() - before, forget_peak()
             clock = RankClock(torch.get_num_threads())
             taken = step if options.steps else None
             times = measure_saves(
                 session.engine, session.state_dict, taken, folder / "checkpoints", clock, options.pairs
             )
-            report = saves_report(times, state_bytes(session.engine))
+            saving = peak_resident_bytes() - before
+            forget_peak()
+            (newest,) = list_checkpoints(folder / "checkpoints")
+            fill_weights(session.engine, Checkpoint(newest, verify="nothing"), moments=True)
+            held = Held(trained, saving, peak_resident_bytes() - before).largest() if known else None
+            report = saves_report(times, state_bytes(session.engine), held)
             session.loader.close()
             collectives.barrier()  # rank 0's folder goes with it
         finally:

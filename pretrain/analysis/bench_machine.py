@@ -58,6 +58,15 @@ def resident_bytes() -> int:
         return peak_resident_bytes()
 
 
+def forget_peak() -> bool:
+    """Let `peak_resident_bytes` count from now on; False where the system does not let us."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # proc_pid_clear_refs(5)
+    except OSError:
+        return False
+    return True
+
+
 def busy_seconds() -> float | None:
     """CPU seconds that all cores together have worked since the start of the machine; None where it is not told.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from pretrain.state.keep import Keep
 
 BOUND = 0.1
 """Asynchronous over synchronous stall, at most."""
+MEMORY_BOUND = 2.2
+"""Peak memory while saving or resuming over what the rank holds, at most."""
 
 
 @dataclass
@@ -89,14 +91,31 @@ def measure_saves(
     return times
 
 
+@dataclass(frozen=True)
+class Held:
+    """Bytes of main memory of the largest rank, beyond what it had before it built its engine."""
+
+    trained: int
+    """After the first step: weights, gradients, moments, and what the step left behind."""
+    saving: int
+    """At most, while saves were made and written; with the copy's buffers."""
+    resuming: int
+    """At most, while the checkpoint was read back; the buffers are still there."""
+
+    def largest(self) -> Held:
+        """Over all ranks. Collective."""
+        mine = torch.tensor([self.trained, self.saving, self.resuming])
+        return Held(*collectives.max_over(mine).tolist())
+
+
 def state_bytes(engine: Engine) -> int:
     """Of all ranks: what a save writes, headers apart."""
     own = sum(3 * 4 * shard.weight.numel() for shard in engine.owned_shards())
     return int(collectives.sum_over(torch.tensor(own)).item())
 
 
-def saves_report(times: SaveTimes, count: int) -> dict[str, Any]:
-    """Figures as JSON; `count` bytes were saved each time."""
+def saves_report(times: SaveTimes, count: int, held: Held | None = None) -> dict[str, Any]:
+    """Figures as JSON; `count` bytes were saved each time. Memory is left out where it is not known."""
     ratio = times.ratio()
     return {
         "state_bytes": count,
@@ -106,6 +125,7 @@ def saves_report(times: SaveTimes, count: int) -> dict[str, Any]:
         "step_seconds_alone": times.alone,
         "ratio": {"median": ratio.median, "low": ratio.low, "high": ratio.high, "confidence": ratio.confidence},
         "bound": BOUND,
+        "held_bytes": asdict(held) if held else None,
     }
 
 
@@ -123,4 +143,10 @@ def saves_text(name: str, report: dict[str, Any]) -> str:
     if report["step_seconds_alone"]:
         beside, alone = (statistics.median(report[key]) for key in ("step_seconds_beside_a_save", "step_seconds_alone"))
         lines.append(f"  a step takes {alone:.3f} s, {beside:.3f} s while a save is being written")
+    if held := report["held_bytes"]:
+        trained = held["trained"]
+        lines.append(
+            f"  the largest rank holds {trained / 2**20:.0f} MiB after a step, at most {held['saving'] / trained:.2f} "
+            f"times that while saving and {held['resuming'] / trained:.2f} while reading back; bound {MEMORY_BOUND}"
+        )
     return "\n".join(lines)
