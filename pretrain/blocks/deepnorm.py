@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from pretrain.blocks.base import BlockPlace
@@ -63,4 +64,4 @@ class DeepNormBlock(SequentialBlock):
         return deepnorm_constants(place.stack, place.encoder_layers, place.decoder_layers)
 
     def sublayer(self, x: Tensor, norm: nn.Module, branch: Branch) -> Tensor:
-        return norm(self.alpha * x + branch(x))
+        return norm(torch.add(branch(x), x, alpha=self.alpha))  # alpha x + G(x), in one pass
