@@ -22,6 +22,7 @@ checkpoint: {{interval: 4}}
 """
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run in parallel, a file's tests stay together, for its fixtures, and all SLURM tests, for their one cluster."""
     for item in items:
