@@ -22,14 +22,6 @@ checkpoint: {{interval: 4}}
 """
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run in parallel, a file's tests stay together, for its fixtures, and all SLURM tests, for their one cluster."""
-    for item in items:
-        group = "slurm" if item.get_closest_marker("slurm") else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def small_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe file: 3+3 DeepNorm layers over the source of asyncio; its caches are built once a session."""
