@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -70,3 +72,18 @@ def run(action: Callable[[], int | None], speaks: bool = True) -> int:
     if speaks:
         print(f"error: {problem}", file=sys.stderr, flush=True)
     return code
+
+
+def leave(code: int) -> NoReturn:
+    """End a process that was one of a process group: wait for its threads, write out what is buffered, no more.
+
+    The interpreter's own finalisation may abort it: gloo's threads hold tensors for a moment after a collective, and
+    letting one go needs an interpreter (pytorch/pytorch#190489). A run that is done must not end by a signal.
+    """
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)

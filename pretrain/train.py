@@ -18,7 +18,7 @@ from pathlib import Path
 if not __package__:  # run as a script: import from this clone, and let pretrain/'s folders hide no other package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pretrain.command_line import Parser
+from pretrain.command_line import Parser, leave
 from pretrain.command_line import run as run_command
 from pretrain.errors import EXIT_DONE, EXIT_WRONG_INPUT
 from pretrain.launch.environment import RankEnvironment, rank_environment
@@ -77,4 +77,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from pretrain.analysis.bench_clock import RankClock
 from pretrain.analysis.bench_machine import forget_peak, machine, peak_resident_bytes, resident_bytes
 from pretrain.analysis.bench_save import Held, measure_saves, saves_report, saves_text, state_bytes
 from pretrain.checkpoint.restore import fill_weights
-from pretrain.command_line import Parser, positive, run
+from pretrain.command_line import Parser, leave, positive, run
 from pretrain.config.load import load_experiment
 from pretrain.errors import EXIT_DONE
 from pretrain.launch.environment import RankEnvironment, rank_environment
@@ -91,4 +90,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -329,7 +329,7 @@ class TestCallback:
         with monkeypatch.context() as patch:
             TestFailure.fail(self, patch)
             self.steps(trainer, callback, 4)
-            callback._saver._running.thread.join()
+            callback._saver._running.join()
         self.steps(trainer, callback, 6)
         callback.on_end(trainer)
         events = [(event["event"], event["step"]) for event in self.events(trainer)]
