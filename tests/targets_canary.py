@@ -6,9 +6,11 @@ from harness import train_main
 
 
 def train_wrongly(rank, argv, fault):
+    from pretrain.parallel.partitioned import PartitionedEngine
     from pretrain.parallel.zero_engine import ZeroEngine
 
-    attach = ZeroEngine.attach
+    engine = PartitionedEngine if "parallel.zero_stage=3" in argv else ZeroEngine
+    attach = engine.attach
 
     def attach_wrongly(self, deepspeed):
         attach(self, deepspeed)
@@ -27,7 +29,7 @@ def train_wrongly(rank, argv, fault):
         elif fault == "update" and rank == 0:
             optimizer._optimizer_step = lambda group: None
 
-    ZeroEngine.attach = attach_wrongly
+    engine.attach = attach_wrongly
     return train_main(rank, argv)
 
 

@@ -22,10 +22,18 @@ def test_a_right_layout_trains(name, command, tmp_path):
     assert events["end"]["step"] == 1
 
 
-@pytest.mark.parametrize("fault", ["clipping", "gradient", "update"])
-def test_a_wrong_one_is_stopped_before_training(fault, command, tmp_path):
-    """Norms of one stage alone; a gradient that one stage's ranks scale; an update that does not reach the weights."""
-    argv = command("run", "train.canary=true", "parallel.pipeline_stages=2", "optimizer.clip_norm=0.5")
+@pytest.mark.parametrize(
+    ("fault", "layout"),
+    [
+        ("clipping", "parallel.pipeline_stages=2"),
+        ("gradient", "parallel.pipeline_stages=2"),
+        ("update", "parallel.pipeline_stages=2"),
+        ("clipping", "parallel.zero_stage=3"),
+    ],
+)
+def test_a_wrong_one_is_stopped_before_training(fault, layout, command, tmp_path):
+    """Norms of one rank alone; a gradient that one stage's ranks scale; an update that does not reach the weights."""
+    argv = command("run", "train.canary=true", layout, "optimizer.clip_norm=0.5")
     group = Group(train_wrongly, 2, argv, fault)
     assert group.results() == [1, 1]
     error = group.output().strip().splitlines()[-1]
