@@ -73,7 +73,7 @@ def train_with_full_disk(rank: int, argv: list[str], step: int) -> int:
     write = save.write_rank_file
 
     def write_or_fail(folder: Any, *args: Any) -> Any:
-        if rank == 1 and int(folder.name.removeprefix(save.TEMPORARY)) >= step:
+        if rank == 1 and int(folder.name.removeprefix(save.TEMPORARY).split("_")[0]) >= step:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(folder, *args)
 
