@@ -254,4 +254,3 @@ def test_a_thousand_layers(make_checkpoint: MakeCheckpoint, tmp_path: Path):
     assert result.fold_fp64 <= 1e-12
     assert result.saved_fp64 <= 1e-6
     assert result.saved_native <= 1e-4
-    assert seconds < 120
