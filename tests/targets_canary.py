@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from harness import train_main
 
 
@@ -22,12 +23,21 @@ def train_wrongly(rank, argv, fault):
 
             def doubled(pipeline_parallel=False):
                 gather(pipeline_parallel)
-                for views in optimizer.averaged_gradients.values():
-                    views.flat_partition.mul_(2)
+                for gradients in optimizer.averaged_gradients.values():
+                    for gradient in gradients:
+                        gradient.mul_(2)
 
             optimizer.reduce_gradients = doubled
         elif fault == "update" and rank == 0:
-            optimizer._optimizer_step = lambda group: None
+            step = optimizer.step
+
+            def without_effect(*args, **kwargs):
+                weights = [parameter.detach() for parameter in self.layers.parameters()]
+                kept = [weight.clone() for weight in weights]
+                step(*args, **kwargs)
+                torch._foreach_copy_(weights, kept)
+
+            optimizer.step = without_effect
 
     engine.attach = attach_wrongly
     return train_main(rank, argv)

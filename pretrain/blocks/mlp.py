@@ -34,7 +34,8 @@ class FeedForward(nn.Module):
         self.inner_norm: nn.Module = nn.Identity()  # a norm over ffn_size where the design has one before fc2
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.inner_norm(self.activation(self.fc1(x))))
+        rows = x.flatten(0, -2)  # of three dimensions fc1's output is a view, and in place on one copies its gradient
+        return self.fc2(self.inner_norm(self.activation(self.fc1(rows)))).view_as(x)
 
 
 class GatedFeedForward(nn.Module):

@@ -1,8 +1,9 @@
 """Lighter gradients and masters where one process holds each weight alone (no data parallelism).
 
 DeepSpeed then still walks through ZeRO's steps: every gradient on its way to a reduction that has nothing to reduce,
-flattened, measured and cast one by one; in fp32 a second copy of all weights as "masters". Here gradients go in one
-sweep into the flat tensor that the optimizer reads, and fp32 weights are their own masters. The arithmetic is the same.
+flattened, measured and cast one by one; in fp32 a second copy of all weights as "masters". Here fp32 weights are their
+own masters and AdamW reads their gradients in place; bf16 gradients go into the fp32 ones in one sweep. The arithmetic
+is the same.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any
 
 import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
-from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer, GradPartitionBufferGroup
+from deepspeed.runtime.utils import combine_grad_norm_groups, is_invalid_grad_norm
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
 
@@ -24,7 +26,7 @@ def simplify(optimizer: Any, data_parallel_size: int) -> None:
             MasterGradients(optimizer).install()
     elif isinstance(optimizer, DeepSpeedZeroOptimizer) and _is_plain(optimizer):
         _share_masters(optimizer)
-        FlatGradients(optimizer).install()
+        DirectUpdate(optimizer).install()
 
 
 def _is_plain(optimizer: Any) -> bool:
@@ -48,45 +50,89 @@ def _share_masters(optimizer: Any) -> None:
     optimizer._update_model_bit16_weights = lambda group_index: None
 
 
-class FlatGradients:
-    """Gradients of a ZeRO-1 optimizer in one flat tensor a group.
+class DirectUpdate:
+    """ZeRO-1's step over one process: AdamW reads every gradient where the backward pass left it.
 
     Args:
-        optimizer: DeepSpeed's, over one process.
+        optimizer: DeepSpeed's, in fp32, whose weights are their own masters.
     """
 
     def __init__(self, optimizer: Any):
         self.optimizer = optimizer
-        self.groups: list[tuple[list[nn.Parameter], GradPartitionBufferGroup]] = []
-        for parameters, masters in zip(
-            optimizer.params_in_partition, optimizer.single_partition_of_fp32_groups, strict=True
-        ):
-            flat = torch.zeros_like(masters.data)
-            self.groups.append((parameters, GradPartitionBufferGroup(_views(flat, parameters), flat)))
+        self.groups: list[list[nn.Parameter]] = optimizer.params_in_partition
+        self._views: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
 
     def install(self) -> None:
-        self.optimizer.reduce_gradients = self.gather
-        self.optimizer.scaled_global_norm = self.norm
+        self.optimizer.reduce_gradients = self.collect
+        self.optimizer.step = self.step
 
     @torch.no_grad()
-    def gather(self, pipeline_parallel: bool = False) -> None:
+    def collect(self, pipeline_parallel: bool = False) -> None:
         """Stand in for the reduction at the end of the last micro-batch's backward pass."""
-        for index, (parameters, views) in enumerate(self.groups):
-            _copy_gradients(views, parameters)
-            self.optimizer.averaged_gradients[index] = views
+        for index, parameters in enumerate(self.groups):
+            for parameter in parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            self.optimizer.averaged_gradients[index] = _gradients(parameters)
             self.optimizer.all_grad_tensors[index] = None
         self.optimizer._epilogue_ran_this_backward = True
 
-    def norm(self, norm_type: int = 2) -> Tensor:
-        """L2 norm of the whole gradient, over all stages, each replicated weight once."""
-        from deepspeed.runtime.utils import combine_grad_norm_groups
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Clip and update; with a norm that is not finite, do neither. In the terms of DeepSpeed's own step."""
+        optimizer = self.optimizer
+        norm = self.norm()
+        optimizer.overflow = is_invalid_grad_norm(norm)
+        scale = optimizer.loss_scale
+        optimizer._update_scale(optimizer.overflow)
+        if optimizer.overflow:
+            optimizer._global_grad_norm = float("inf")
+        else:
+            optimizer._global_grad_norm = norm / scale
+            if optimizer.clip_grad > 0:
+                scale = scale * ((optimizer._global_grad_norm + 1e-6) / optimizer.clip_grad).clamp(min=1.0)
+            for index, parameters in enumerate(self.groups):
+                self._adamw(index, parameters, torch.as_tensor(scale, dtype=torch.float32, device=norm.device))
+        optimizer.zero_grad(set_to_none=True)
+        for index in range(len(self.groups)):
+            optimizer.averaged_gradients[index] = None
 
+    def _adamw(self, index: int, parameters: list[nn.Parameter], scale: Tensor) -> None:
+        """One pass over weights, moments and gradients, which are divided by `scale` on the way."""
+        group = self.optimizer.optimizer.param_groups[index]
+        state = self.optimizer.optimizer.state[group["params"][0]]
+        state["step"] += 1
+        # What torch.optim.AdamW(fused=True) calls; through it, each tensor would need a step count of its own.
+        torch._fused_adamw_(
+            [*parameters],
+            _gradients(parameters),
+            *self._moments(state, parameters),
+            [],
+            [state["step"]] * len(parameters),
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+            grad_scale=scale,
+        )
+
+    def _moments(self, state: dict[str, Tensor], parameters: list[nn.Parameter]) -> tuple[list[Tensor], list[Tensor]]:
+        """Both moments in the parameters' shapes: views, made once."""
+        if id(state) not in self._views:
+            self._views[id(state)] = _views(state["exp_avg"], parameters), _views(state["exp_avg_sq"], parameters)
+        return self._views[id(state)]
+
+    def norm(self) -> Tensor:
+        """L2 norm of the whole gradient, over all stages, each replicated weight once."""
         groups = []
-        for parameters, views in self.groups:
-            counted = [(p, view) for p, view in zip(parameters, views, strict=True) if _counts(p)]
+        for parameters in self.groups:
+            counted = [parameter for parameter in parameters if _counts(parameter)]
             # The norm of the tensors' norms is the norm of all; DeepSpeed adds the other stages' to it.
-            norms = [torch.stack(torch._foreach_norm([view for _, view in counted]))] if counted else []
-            groups.append(self.optimizer.get_grad_norm_direct(norms, [p for p, _ in counted[:1]]))
+            norms = [torch.stack(torch._foreach_norm(_gradients(counted)))] if counted else []
+            groups.append(self.optimizer.get_grad_norm_direct(norms, counted[:1]))
         return combine_grad_norm_groups(groups)
 
 
@@ -145,6 +191,10 @@ class MasterGradients:
             if _counts(parameter)
         ]
         return [torch.stack(torch._foreach_norm(counted))], {}
+
+
+def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def _views(flat: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
