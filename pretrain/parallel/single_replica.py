@@ -64,6 +64,7 @@ class DirectUpdate:
 
     def install(self) -> None:
         self.optimizer.reduce_gradients = self.collect
+        self.optimizer.scaled_global_norm = self.norm
         self.optimizer.step = self.step
 
     @torch.no_grad()
@@ -81,7 +82,7 @@ class DirectUpdate:
     def step(self, closure: None = None) -> None:
         """Clip and update; with a norm that is not finite, do neither. In the terms of DeepSpeed's own step."""
         optimizer = self.optimizer
-        norm = self.norm()
+        norm = optimizer.scaled_global_norm()
         optimizer.overflow = is_invalid_grad_norm(norm)
         scale = optimizer.loss_scale
         optimizer._update_scale(optimizer.overflow)
@@ -125,7 +126,7 @@ class DirectUpdate:
             self._views[id(state)] = _views(state["exp_avg"], parameters), _views(state["exp_avg_sq"], parameters)
         return self._views[id(state)]
 
-    def norm(self) -> Tensor:
+    def norm(self, norm_type: int = 2) -> Tensor:
         """L2 norm of the whole gradient, over all stages, each replicated weight once."""
         groups = []
         for parameters in self.groups:
