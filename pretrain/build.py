@@ -30,11 +30,11 @@ from pretrain.launch.parents import LauncherChain
 from pretrain.models.layers import ModelSpec
 from pretrain.models.registry import FAMILIES
 from pretrain.monitors.depth import DepthSignals
+from pretrain.monitors.every_signal import every_signal
 from pretrain.monitors.metrics import Metrics, Summary, summary_line
-from pretrain.monitors.norm_inputs import NormInputs
+from pretrain.monitors.probe import Probe
 from pretrain.monitors.progress_bar import ProgressBar
 from pretrain.monitors.tensorboard import TensorBoard
-from pretrain.monitors.update_norm import UpdateNorm
 from pretrain.parallel import collectives, process_group
 from pretrain.parallel.build import build_engine
 from pretrain.resilience.orphan import OrphanWatch
@@ -330,7 +330,10 @@ def callbacks(plan: Plan, texts: dict[str, bytes]) -> list[Callback]:
     metrics, evaluation = Metrics(), Evaluation(plan.data.validation)
     chosen: list[Callback] = [Continuity(), metrics, evaluation]
     if plan.experiment.monitors.interval:
-        chosen.append(DepthSignals([NormInputs(plan.spec), UpdateNorm(plan.spec)]))
+        probe = Probe(
+            plan.data.validation, plan.experiment.monitors.probe_samples, plan.experiment.batch.micro_batch_size
+        )
+        chosen.append(DepthSignals(every_signal(plan.spec), probe))
     if collectives.is_first():
         if plan.experiment.monitors.tensorboard:
             chosen.append(TensorBoard(metrics, evaluation))

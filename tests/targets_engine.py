@@ -175,23 +175,22 @@ def _sampled_step(own, spec, lr):
 
     chosen = [NormInputs(spec), UpdateNorm(spec)]
     for signal in chosen:
-        signal.prepare(own)
+        signal.before_step(own)
     own.train_step(own_batches(own, 1), lr)
-    return {signal.name: _rows(own, signal) for signal in chosen}
+    return collected(own, chosen)
 
 
-def _rows(own, signal):
-    from pretrain.parallel import collectives
+def collected(own, chosen):
+    from pretrain.monitors.depth import gather
 
-    sums, counts = (collectives.sum_over(vector) for vector in signal.collect(own))
-    return signal.rows.split(signal.value(sums, counts))
+    return gather(chosen, [signal.collect(own) for signal in chosen])
 
 
 def signals(rank, changes, log, planted=(), moved=()):
     """One sampled step (the second): both signals' rows, and what a direct computation needs.
 
     planted: layers whose residual stream is then scaled tenfold, each alone, at rate 0 (post-norm designs only).
-    moved: rows whose weights are then scaled tenfold, each alone, between an update norm's `prepare` and `collect`.
+    moved: rows whose weights are then scaled tenfold, each alone, between an update norm's `before_step` and `collect`.
     """
     from pretrain.monitors.update_norm import UpdateNorm
 
@@ -214,11 +213,11 @@ def signals(rank, changes, log, planted=(), moved=()):
     found["moved"] = {}
     for row in moved:
         signal = UpdateNorm(spec)
-        signal.prepare(own)
+        signal.before_step(own)
         weights = [shard.weight for shard in own.owned_shards() if row_of(shard.name) == row]
         for weight in weights:
             weight.mul_(10)
-        found["moved"][row] = _rows(own, signal)
+        found["moved"][row] = collected(own, [signal])["update_norm"]
         for weight in weights:
             weight.div_(10)
     return found

@@ -199,6 +199,8 @@ class MonitorsSection(Section):
 
     interval: NonNegativeInt = 50
     """Steps between two samples of the per-layer signals (step 1 is always sampled); 0: never."""
+    probe_samples: PositiveInt = 4
+    """Validation samples that every sampled step runs through the model, for the signals measured on fixed data."""
     log_interval: PositiveInt = 1
     """Steps between two lines of metrics.jsonl."""
     tensorboard: bool = True

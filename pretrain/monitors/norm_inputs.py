@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pretrain.blocks.base import Block
 from pretrain.models.layers import ModelSpec
 from pretrain.models.parameters import row_group
-from pretrain.monitors.signals import Rows, Signal, stack_depths
+from pretrain.monitors.signals import NOTHING, Part, Profiles, Rows, Signal, stack_depths
 from pretrain.parallel.engine import Engine
 
 
@@ -22,8 +22,6 @@ class NormInputs(Signal):
 
     Where a design leaves out the norm of a layer, the row shows what would have entered it.
     """
-
-    name = "norm_input_rms"
 
     def __init__(self, spec: ModelSpec):
         depths = stack_depths(spec)
@@ -37,7 +35,7 @@ class NormInputs(Signal):
         self.rows = Rows.of(sizes)
         self.handles: list[Any] = []
 
-    def prepare(self, engine: Engine) -> None:
+    def before_step(self, engine: Engine) -> None:
         self.squares: dict[int, Tensor] = {}
         self.elements: dict[int, int] = {}
         for handle in self.handles:  # left by a try of this step that was thrown away
@@ -60,18 +58,19 @@ class NormInputs(Signal):
 
         return listen
 
-    def collect(self, engine: Engine) -> tuple[Tensor, Tensor]:
+    def collect(self, engine: Engine) -> Part:
         for handle in self.handles:
             handle.remove()
-        sums, counts = self.zeros(), self.zeros()
+        sums, counts = torch.zeros(2, self.rows.total, dtype=torch.float64)
         if self.squares:
             rows = torch.tensor(list(self.squares))
             sums[rows] = torch.stack(list(self.squares.values())).double().cpu()
             counts[rows] = torch.tensor([self.elements[row] for row in self.squares], dtype=torch.float64)
-        return sums, counts
+        return Part(torch.cat([sums, counts]), NOTHING)
 
-    def value(self, sums: Tensor, counts: Tensor) -> Tensor:
-        return (sums / counts.clamp(min=1)).sqrt()
+    def profiles(self, sums: Tensor, maxima: Tensor) -> Profiles:
+        squares, elements = sums.chunk(2)
+        return {"norm_input_rms": self.rows.split((squares / elements.clamp(min=1)).sqrt())}
 
 
 def norms_of(module: nn.Module) -> dict[str, nn.Module]:

@@ -86,4 +86,7 @@ def test_rows_are_the_models(kind, tied):
 
 def test_a_row_without_any_element_is_zero():
     signal = NormInputs(targets.model_spec(targets.experiment({})))
-    assert signal.value(torch.tensor([0.0, 8.0]), torch.tensor([0.0, 2.0])).tolist() == [0.0, 2.0]
+    squares, elements = torch.zeros(2, signal.rows.total)
+    squares[1], elements[1] = 8.0, 2.0
+    rows = signal.profiles(torch.cat([squares, elements]), torch.zeros(0))["norm_input_rms"]
+    assert [value for values in rows.values() for value in values] == [0.0, 2.0, *[0.0] * (signal.rows.total - 2)]
