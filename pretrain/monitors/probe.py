@@ -36,7 +36,7 @@ class Probe:
         self.rows: Sequence[range] = [
             range(min(first, self.count), min(first + self.micro_batch_size, self.count)) for first in firsts
         ]
-        """For each of this rank's micro-batches the samples (0..P-1) that its first rows hold; none in a mere filler."""
+        """For each of this rank's micro-batches the samples (0..P-1) that its first rows hold; none in filler."""
 
     def run(self, engine: Engine) -> None:
         """One forward pass, on every rank."""
