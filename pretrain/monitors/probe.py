@@ -3,6 +3,7 @@ dropout, in whatever layout. What is measured on it changes with the weights alo
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 from pretrain.data.loader import validation_batches
@@ -41,3 +42,11 @@ class Probe:
     def run(self, engine: Engine) -> None:
         """One forward pass, on every rank."""
         engine.evaluate(self.batches)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what the model reads of the P samples, the same in every layout."""
+        digest = hashlib.sha256()
+        for index in range(self.count):
+            for name, values in sorted(self.samples[index].items()):
+                digest.update(name.encode() + values.tobytes())
+        return digest.hexdigest()

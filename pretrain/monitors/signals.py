@@ -7,6 +7,7 @@ counts. The parts of all signals go through one SUM and one MAX reduction a samp
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -78,6 +79,14 @@ class Signal(ABC):
     wants_probe = False
     """Whether it listens to the forward pass of the fixed probe batch."""
 
+    def start(self, engine: Engine, probe: Probe, step: int) -> str:
+        """A session begins after `step` steps of the run, what it keeps in place. Collective.
+
+        Returns:
+            What cannot be shown and why, in one line for an alert; empty if all is well.
+        """
+        return ""
+
     def before_step(self, engine: Engine) -> None:  # noqa: B027 (most have nothing to do)
         """Start listening to the training step. Called again before a further try of a step that was thrown away."""
 
@@ -91,3 +100,17 @@ class Signal(ABC):
     @abstractmethod
     def profiles(self, sums: Tensor, maxima: Tensor) -> Profiles:
         """The figures by name, from what all ranks gave."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it keeps over sessions, as JSON, the same on every rank; kept under its class name."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Put it back, in whatever layout; an empty one where the checkpoint has none."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What it keeps that is too large for JSON: flat fp32 CPU tensors that nobody changes, alike on every rank."""
+        return {}
+
+    def load_tensors(self, read: Callable[[str], Tensor | None]) -> None:  # noqa: B027
+        """Put them back, in whatever layout; `read(name)` is None where the checkpoint has none of that name."""
