@@ -19,7 +19,7 @@ from pretrain.errors import UserError
 
 RECIPE = "deepnet_depth"
 DEPTHS = (6, 12, 24, 50, 100)
-STEPS = 100
+STEPS = 120
 WARMUP = 1000
 """Steps of the warm-up, of which a study runs the first few: the rate is still small then, as in the paper."""
 SHOWN_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)

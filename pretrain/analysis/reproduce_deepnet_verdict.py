@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pretrain.analysis.reproduce_deepnet import Curve, Curves, Setting
+from pretrain.analysis.reproduce_deepnet import Curve, Curves, Setting, late_loss
 
 COMPARED_AFTER = 1
 """Steps after which depths are compared. The theorem is about one update; and two outputs that have nothing in common
@@ -23,8 +23,10 @@ JUMP_SHARE = 0.5
 """Share of the run's largest update that is reached by a jump."""
 FLAT_SHARE = 0.2
 """Most by which the update may vary over the second half of the steps, as a share of its mean there, and be flat."""
-STUCK_SHARE = 0.25
-"""Most of DeepNorm's fall of the loss, over the second half of the same steps, that still counts as stuck."""
+STUCK_SHARE = 0.05
+"""Most of the whole fall of the loss that may come in the second half of the steps if it stands still."""
+STUCK_ABOVE = 0.1
+"""Nats by which it then stands above DeepNorm's at least; both see the same batches."""
 
 SEEN, PARTLY, NOT_SEEN, UNDECIDED = "seen", "partly seen", "not seen here", "cannot be told"
 
@@ -84,14 +86,15 @@ def stuck_verdict(curves: Curves) -> Verdict:
     jump = float(np.nanmax(post_ln.update[:JUMP_WITHIN]) / np.nanmax(post_ln.update))
     late = post_ln.update[len(post_ln.update) // 2 :]
     varies = float((np.nanmax(late) - np.nanmin(late)) / np.nanmean(late))
-    fall, reference = late_fall(post_ln), late_fall(deepnorm)
-    jumps, flat, stuck = jump >= JUMP_SHARE, varies <= FLAT_SHARE, fall <= STUCK_SHARE * reference
+    late_share, above = late_fall(post_ln), late_loss(post_ln) - late_loss(deepnorm)
+    jumps, flat = jump >= JUMP_SHARE, varies <= FLAT_SHARE
+    stuck = late_share <= STUCK_SHARE and above >= STUCK_ABOVE
     words = (
         f"At {depth}+{depth} layers the update reaches {jump:.0%} of its largest value within {JUMP_WITHIN} steps "
         f"({'a jump' if jumps else 'no jump'}: at least {JUMP_SHARE:.0%}). Over the second half of the steps it varies "
-        f"by {varies:.0%} of its mean ({'flat' if flat else 'not flat'}: at most {FLAT_SHARE:.0%}), and the loss falls "
-        f"by {fall:.3f} nats with Post-LN and {reference:.3f} with DeepNorm "
-        f"({'stuck' if stuck else 'not stuck'}: at most {STUCK_SHARE:.0%} of DeepNorm's)."
+        f"by {varies:.0%} of its mean ({'flat' if flat else 'not flat'}: at most {FLAT_SHARE:.0%}), {late_share:.0%} "
+        f"of the fall of the loss come in that half, and it ends {above:.2f} nats above DeepNorm's "
+        f"({'stuck' if stuck else 'not stuck'}: at most {STUCK_SHARE:.0%}, and at least {STUCK_ABOVE:g} nats above)."
     )
     return Verdict(STUCK_CLAIM, _result([jumps, flat, stuck]), words)
 
@@ -101,7 +104,9 @@ def _result(parts: Sequence[bool]) -> str:
 
 
 def late_fall(curve: Curve) -> float:
-    """By how much the loss falls over the second half of the steps: mean of its first third less that of its last."""
+    """Share of the loss's fall that comes in the second half: from the mean of its first third to that of its last."""
     half = curve.loss[len(curve.loss) // 2 :]
     third = max(1, len(half) // 3)
-    return float(half[:third].mean() - half[-third:].mean())
+    end = half[-third:].mean()
+    whole = float(curve.loss[0] - end)
+    return float(half[:third].mean() - end) / whole if whole > 0 else 0.0
