@@ -31,6 +31,8 @@ class Probe:
     def place(self, engine: Engine) -> None:
         """Find this rank's share; once, before the first `run`."""
         rank, size = engine.data_parallel_rank, engine.data_parallel_size
+        if engine.num_stages == 1:  # a pipeline's buffers have the shape of training's micro-batches
+            self.micro_batch_size = min(self.micro_batch_size, -(-self.count // size))
         self.batches = validation_batches(self.samples, self.count, self.micro_batch_size, rank, size)
         per_rank = len(self.batches) * self.micro_batch_size
         firsts = range(rank * per_rank, (rank + 1) * per_rank, self.micro_batch_size)
