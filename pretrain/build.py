@@ -29,12 +29,16 @@ from pretrain.launch.environment import RankEnvironment, process_threads
 from pretrain.launch.parents import LauncherChain
 from pretrain.models.layers import ModelSpec
 from pretrain.models.registry import FAMILIES
+from pretrain.monitors.alerts import Verdicts
 from pretrain.monitors.depth import DepthSignals
+from pretrain.monitors.every_signal import every_signal
 from pretrain.monitors.metrics import Metrics, Summary, summary_line
-from pretrain.monitors.norm_inputs import NormInputs
+from pretrain.monitors.policy import Policy
+from pretrain.monitors.probe import Probe
 from pretrain.monitors.progress_bar import ProgressBar
+from pretrain.monitors.summaries import StepScalars
 from pretrain.monitors.tensorboard import TensorBoard
-from pretrain.monitors.update_norm import UpdateNorm
+from pretrain.monitors.weights_and_biases import WeightsAndBiases
 from pretrain.parallel import collectives, process_group
 from pretrain.parallel.build import build_engine
 from pretrain.resilience.orphan import OrphanWatch
@@ -327,14 +331,25 @@ def layout(plan: Plan) -> dict[str, Any]:
 
 def callbacks(plan: Plan, texts: dict[str, bytes]) -> list[Callback]:
     """In the order in which they run; what saves comes last."""
-    metrics, evaluation = Metrics(), Evaluation(plan.data.validation)
+    monitors = plan.experiment.monitors
+    metrics, evaluation = Metrics(monitors.spike_window), Evaluation(plan.data.validation)
     chosen: list[Callback] = [Continuity(), metrics, evaluation]
-    if plan.experiment.monitors.interval:
-        chosen.append(DepthSignals([NormInputs(plan.spec), UpdateNorm(plan.spec)]))
+    depth: DepthSignals | None = None
+    verdicts: Verdicts | None = None
+    saves = Checkpoints(layout(plan), texts)
+    if monitors.interval:
+        probe = Probe(plan.data.validation, monitors.probe_samples, plan.experiment.batch.micro_batch_size)
+        depth = DepthSignals(every_signal(plan.experiment, plan.spec), probe)
+        verdicts = Verdicts(depth, metrics, plan.experiment.verdicts)
+        chosen += [depth, verdicts]
+    chosen.append(Policy(plan.experiment.policy, saves, verdicts))
     if collectives.is_first():
-        if plan.experiment.monitors.tensorboard:
-            chosen.append(TensorBoard(metrics, evaluation))
-        chosen.append(ProgressBar(evaluation))
+        scalars = StepScalars(metrics, evaluation, depth)
+        if monitors.tensorboard:
+            chosen.append(TensorBoard(scalars))
+        if monitors.wandb:
+            chosen.append(WeightsAndBiases(scalars))
+        chosen.append(ProgressBar(evaluation, verdicts))
     chosen.append(Summary(evaluation, plan.data.unigram_entropy, total_parameters(plan.spec)))
-    chosen.append(Checkpoints(layout(plan), texts))
+    chosen.append(saves)
     return chosen

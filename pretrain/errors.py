@@ -7,6 +7,7 @@ EXIT_INTERRUPTED = 130  # Ctrl-C where there was nothing to save
 EXIT_STOPPED_BY_SIGNAL = 75  # EX_TEMPFAIL of sysexits.h: saved, run the same command again to go on
 EXIT_ORPHANED = 76  # the launcher died; the rank ended itself so that nothing holds the run folder
 EXIT_HANG = 77  # training stood still or a rank was lost: the watchdog ended the job, run the same command again
+EXIT_UNSTABLE = 78  # the policy ended a run that went wrong: the last good checkpoint stays, change something first
 
 
 class UserError(Exception):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -89,10 +91,13 @@ def own_batches(engine, step):
 
 
 def shards(engine, quantity, replicas=False):
-    return [
-        (s.name, s.shape, s.start, s.stop, getattr(s, quantity).clone().numpy())
-        for s in engine.owned_shards(replicas=replicas)
-    ]
+    """(name, shape, start, stop, values) of what this rank owns; gradients in a `before_update` listener only."""
+
+    def values(shard):
+        return shard.gradient() if quantity == "gradient" else getattr(shard, quantity)
+
+    owned = engine.owned_shards(replicas=replicas)
+    return [(s.name, s.shape, s.start, s.stop, values(s).clone().numpy()) for s in owned]
 
 
 def evaluated(engine, batches=None):
@@ -168,60 +173,185 @@ def _evaluated_with_change(own, row, batches=None, replicas=True):
     return found if collectives.agree_any(bool(kept)) else None
 
 
-def _sampled_step(own, spec, lr):
-    """Rows of both signals over one step on the second batch."""
-    from pretrain.monitors.norm_inputs import NormInputs
-    from pretrain.monitors.update_norm import UpdateNorm
-
-    chosen = [NormInputs(spec), UpdateNorm(spec)]
-    for signal in chosen:
-        signal.prepare(own)
-    own.train_step(own_batches(own, 1), lr)
-    return {signal.name: _rows(own, signal) for signal in chosen}
+PROBE = 3
+"""Samples of the probe: two micro-batches in one process; one a rank, the last half filled, where there are two."""
 
 
-def _rows(own, signal):
-    from pretrain.parallel import collectives
-
-    sums, counts = (collectives.sum_over(vector) for vector in signal.collect(own))
-    return signal.rows.split(signal.value(sums, counts))
+def probe_batch():
+    """The probe's samples as one batch, for a direct computation."""
+    return {key: value[:PROBE] for key, value in global_batch(77).items()}
 
 
-def signals(rank, changes, log, planted=(), moved=()):
-    """One sampled step (the second): both signals' rows, and what a direct computation needs.
+class ProbeSamples:
+    """Samples of a validation split, as `collate` reads them."""
 
-    planted: layers whose residual stream is then scaled tenfold, each alone, at rate 0 (post-norm designs only).
-    moved: rows whose weights are then scaled tenfold, each alone, between an update norm's `prepare` and `collect`.
+    def __len__(self):
+        return SAMPLES
+
+    def __getitem__(self, index):
+        return {key: value[index].numpy() for key, value in global_batch(77).items() if key != "sample_key"}
+
+    def key(self, index):
+        return int(global_batch(77)["sample_key"][index])
+
+
+def sampler(own, chosen):
+    """The DepthSignals callback over these signals, with its probe placed."""
+    from pretrain.monitors.depth import DepthSignals
+    from pretrain.monitors.probe import Probe
+
+    depth = DepthSignals(chosen, Probe(ProbeSamples(), PROBE, 2))
+    depth.on_start(SimpleNamespace(engine=own, progress=SimpleNamespace(step=0)))
+    return depth
+
+
+def sampled_step(own, depth, step, lr):
+    """One training step on batch `step - 1` that `depth` samples, as the loop would do it; its profiles."""
+    trainer = SimpleNamespace(
+        engine=own,
+        experiment=SimpleNamespace(monitors=SimpleNamespace(interval=1)),
+        progress=SimpleNamespace(samples=step * SAMPLES),
+        folder=SimpleNamespace(append=lambda name, entry: None),
+    )
+    depth.on_step_begin(trainer, step)
+    own.train_step(own_batches(own, step - 1), lr)
+    depth.on_step_end(trainer, SimpleNamespace(step=step))
+    return depth.latest[1]
+
+
+def gradients_of(own, action):
+    """(what the action returns, the reduced, unclipped gradients of the update that it makes)."""
+    caught = []
+    own.before_update.append(lambda: caught.append(shards(own, "gradient")))
+    result = action()
+    own.before_update.pop()
+    return result, caught[-1]
+
+
+def signals(rank, changes, log, chosen, steps=(2,)):
+    """Two training steps of which `steps` (from 1 on) are sampled by the real callback; for the tests of any signal.
+
+    chosen(config, spec): the signals; a function of a module, `every_signal` or a smaller list.
+
+    Returns, on each rank:
+        "profiles": {step: figure -> group -> a value a layer}, as layers.jsonl has them;
+        "start", "before", "after": shards of the fp32 weights before step 1, before step 2 and after it;
+        "gradients", "exp_avg_sq": of step 2: before clipping, and the second moments after it;
+        "updates": Adam's steps by then;
+        "hooks": hooks that were left on the modules.
+    `assembled` makes whole tensors of all ranks' shards. Step s trains on global_batch(s - 1) at the rate LR[s - 1];
+    the probe is probe_batch(). targets_equations computes a whole model directly.
     """
-    from pretrain.monitors.update_norm import UpdateNorm
+    config, spec, own = engine(changes, log)
+    hooks, depth = _hooks(own), sampler(own, chosen(config, spec))  # ZeRO-3 has hooks of its own
+    found = {"start": shards(own, "weight"), "profiles": {}}
 
-    _, spec, own = engine(changes, log)
-    hooks = _hooks(own)  # ZeRO-3 has its own
+    def train(step):
+        if step in steps:
+            found["profiles"][step] = sampled_step(own, depth, step, LR[step - 1])
+        else:
+            own.train_step(own_batches(own, step - 1), LR[step - 1])
+
+    train(1)
+    found["before"] = shards(own, "weight")
+    _, found["gradients"] = gradients_of(own, lambda: train(2))
+    found |= {"after": shards(own, "weight"), "exp_avg_sq": shards(own, "exp_avg_sq")}
+    return found | {"updates": own.optimizer_step_count(), "hooks": _hooks(own) - hooks}
+
+
+def assembled(per_rank):
+    """All ranks' shards -> {name: fp64 tensor in its whole shape}."""
+    shapes, parts = {}, {}
+    for rank in per_rank:
+        for name, shape, start, _, values in rank:
+            shapes[name] = shape
+            parts.setdefault(name, []).append((start, torch.from_numpy(values)))
+    return {
+        name: torch.cat([values for _, values in sorted(found, key=lambda part: part[0])]).double().view(shapes[name])
+        for name, found in parts.items()
+    }
+
+
+def parameters(config, spec):
+    """The signals of the parameters, and the norms' inputs beside them."""
+    from pretrain.monitors.every_signal import every_signal
+    from pretrain.monitors.norm_inputs import NormInputs
+    from pretrain.monitors.parameters import ParameterSignals
+    from pretrain.monitors.qk_norm_gains import QKNormGains
+    from pretrain.monitors.scalars import Scalars
+
+    wanted = NormInputs, ParameterSignals, Scalars, QKNormGains
+    return [signal for signal in every_signal(config, spec) if isinstance(signal, wanted)]
+
+
+def planted(rank, changes, log, chosen, layers=(), rows=()):
+    """What the signals see of changes that are known, each made alone and undone, at the learning rate 0.
+
+    layers: whose residual stream is scaled tenfold (post-norm designs only): alpha and all branches of the block, so
+    that what enters its norms grows tenfold and what leaves them stays.
+    rows: of whose parameters the weights, or the gradients, are scaled tenfold.
+
+    Returns, on each rank, profiles:
+        "still": of a step without any change;
+        "scaled": {layer: of a step with that layer's stream scaled};
+        "gradients": {row: of a step with that row's gradients scaled after their reduction};
+        "moved": {row: (with that row's weights scaled as if it were the step's update, with them scaled before it)},
+            of weight_norm, update_norm and update_ratio;
+    and "weights": shards of all weights.
+    """
+    config, spec, own = engine(changes, log)
+    depth = sampler(own, chosen(config, spec))
     own.train_step(own_batches(own, 0), LR[0])
-    found = {"before": shards(own, "weight"), "rows": _sampled_step(own, spec, LR[1]), "after": shards(own, "weight")}
-    found["hooks"] = _hooks(own) - hooks
-    if planted:
-        found["still"] = _sampled_step(own, spec, 0.0)
-    found["planted"] = {}
-    for layer in planted:
+    found = {"weights": shards(own, "weight"), "still": sampled_step(own, depth, 2, 0.0)}
+    found |= {"scaled": {}, "gradients": {}, "moved": {}}
+    for layer in layers:
         kept = [(shard.weight, shard.weight.clone()) for shard in own.owned_shards(replicas=True)]
         _scale_residual(own, layer, 10.0)
-        found["planted"][layer] = _sampled_step(own, spec, 0.0)
+        found["scaled"][layer] = sampled_step(own, depth, 2, 0.0)
         _scale_residual(own, layer, 0.1)
         for weight, before in kept:
             weight.copy_(before)
         own.publish_weights()
-    found["moved"] = {}
-    for row in moved:
-        signal = UpdateNorm(spec)
-        signal.prepare(own)
-        weights = [shard.weight for shard in own.owned_shards() if row_of(shard.name) == row]
-        for weight in weights:
-            weight.mul_(10)
-        found["moved"][row] = _rows(own, signal)
-        for weight in weights:
-            weight.div_(10)
+    for row in rows:
+        found["gradients"][row] = _with_tenfold_gradients(own, sampler(own, chosen(config, spec)), row)
+        found["moved"][row] = _with_tenfold_weights(own, spec, row)
     return found
+
+
+def _with_tenfold_gradients(own, depth, row):
+    shards_of = own.owned_shards
+
+    def scaled(replicas=False):
+        for shard in shards_of(replicas):
+            gradient = shard.gradient
+            tenfold = replace(shard, gradient=lambda gradient=gradient: 10 * gradient())
+            yield tenfold if row_of(shard.name) == row else shard
+
+    own.owned_shards = scaled
+    profiles = sampled_step(own, depth, 2, 0.0)
+    own.owned_shards = shards_of
+    return profiles
+
+
+def _with_tenfold_weights(own, spec, row):
+    """Profiles of the scaling taken for a step, and of the weights so scaled."""
+    from pretrain.monitors.depth import gather
+    from pretrain.monitors.parameters import ParameterSignals
+    from pretrain.monitors.update_norm import UpdateNorm
+    from pretrain.monitors.update_ratio import UpdateRatio
+    from pretrain.monitors.weight_norm import WeightNorm
+
+    signal = ParameterSignals(spec, [WeightNorm(), UpdateNorm(), UpdateRatio()])  # no step, so no gradient
+    weights = [shard.weight for shard in own.owned_shards() if row_of(shard.name) == row]
+    kept, profiles = [weight.clone() for weight in weights], []
+    for factor in (10, 1):
+        signal.before_step(own)
+        for weight in weights:
+            weight.mul_(factor)
+        profiles.append(gather([signal], [signal.collect(own)]))
+    for weight, before in zip(weights, kept, strict=True):
+        weight.copy_(before)
+    return profiles
 
 
 def _hooks(own):

@@ -140,8 +140,8 @@ def block(w, kind, x, s, visible, memory=None, memory_visible=None):
             entered[name] = bottom + x + branch(x) if name == "ffn" else x + branch(x)
             x = norm(own, entered[name])
         elif kind in ("pre_ln", "sub_ln"):
-            entered[name] = x
-            x = x + branch(norm(own, x))
+            entered[name] = x.view_as(x)  # read by the norm alone, as its gradient shows
+            x = x + branch(norm(own, entered[name]))
         elif kind == "lns":
             entered[name] = x
             x = x + branch(norm(own, x) / math.sqrt(s.layer))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from pretrain.analysis.figures import worst
 from pretrain.errors import UserError
-from pretrain.state.run_files import CONFIG, EVENTS, LAYERS, METRICS, SUMMARY
+from pretrain.state.run_files import CONFIG, EVENTS, LAYERS, METRICS, SUMMARY, VERDICTS
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,16 @@ class Series:
 
 @dataclass(frozen=True)
 class LayerSignal:
-    """One depth signal of one row group: `steps` [n] int64, rising; `values` [n, layers] float64, NaN if missing."""
+    """One depth signal of one row group: `steps` [n] int64, rising; `values` [n, layers] float64, NaN if missing.
+
+    Where a layer has a value a head, `heads` [n, layers, heads] float32 has them and `values` the worst of each layer.
+    """
 
     signal: str
     group: str
     steps: np.ndarray
     values: np.ndarray
+    heads: np.ndarray | None = None
 
     @property
     def layers(self) -> int:
@@ -52,6 +58,8 @@ class RecordedRun:
     layers: list[LayerSignal]
     events: list[dict[str, Any]]
     summary: dict[str, Any]
+    verdicts: dict[str, Any] = field(default_factory=dict)
+    """What verdicts.json holds."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -80,8 +88,9 @@ def read_run(path: Path) -> RecordedRun:
         config=config,
         metrics=_metrics(_read_lines(path / METRICS, notes)),
         layers=_layers(_read_lines(path / LAYERS, notes)),
-        events=_read_lines(path / EVENTS, notes),
+        events=list(_read_lines(path / EVENTS, notes)),
         summary=_read_mapping(path / SUMMARY, notes),
+        verdicts=_read_mapping(path / VERDICTS, notes),
         notes=notes,
     )
 
@@ -101,34 +110,39 @@ def _read_mapping(path: Path, notes: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file. A half-written last line is dropped in silence, other damage with a note."""
+def _read_lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
+    """The objects of a .jsonl file, one at a time: layers.jsonl of a deep run is larger than what should be in memory.
+
+    A half-written last line is dropped in silence, other damage with a note.
+    """
     if not path.is_file():
-        return []
+        return
+    damaged = 0
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            for line in file:
+                record = as_record(line)
+                if record is not None:
+                    yield record
+                elif line.strip() and line.endswith(b"\n"):  # else its writer was not done
+                    damaged += 1
     except OSError as error:
-        notes.append(f"{path.name} could not be read ({error.strerror}) and is left out")
-        return []
-    lines = content.split(b"\n")
-    records, damaged = [], 0
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if isinstance(record, dict):
-            records.append(record)
-        elif number < len(lines):  # the last piece has no newline after it: its writer was not done
-            damaged += 1
+        notes.append(f"{path.name} could not be read ({error.strerror}) beyond a point and is left out from there")
     if damaged:
         notes.append(f"{path.name}: {damaged} unreadable line{'s' if damaged > 1 else ''} left out")
-    return records
 
 
-def _step(record: dict[str, Any]) -> int | None:
+def as_record(line: bytes) -> dict[str, Any] | None:
+    """The object on a line of a .jsonl file; None if there is none."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def step_of(record: dict[str, Any]) -> int | None:
+    """The step that a record is about; None if it states none."""
     step = number(record.get("step"))
     return int(step) if math.isfinite(step) else None
 
@@ -148,11 +162,11 @@ def number(value: Any) -> float:
     return math.nan
 
 
-def _metrics(records: list[dict[str, Any]]) -> dict[str, Series]:
+def _metrics(records: Iterator[dict[str, Any]]) -> dict[str, Series]:
     """Every figure over steps. A step that was logged twice counts as logged last."""
     columns: dict[str, dict[int, float]] = {}
     for record in records:
-        step = _step(record)
+        step = step_of(record)
         if step is None:
             continue
         for key, value in record.items():
@@ -167,35 +181,52 @@ def _series(column: dict[int, float]) -> Series:
     return Series(np.array(steps, dtype=np.int64), np.array([column[step] for step in steps], dtype=np.float64))
 
 
-def _layers(records: list[dict[str, Any]]) -> list[LayerSignal]:
+def _layers(records: Iterator[dict[str, Any]]) -> list[LayerSignal]:
     """The depth signals in the order of their first appearance. A step that was sampled twice counts as last."""
     rows: dict[tuple[str, str], dict[int, np.ndarray]] = {}
     for record in records:
-        step, signals = _step(record), record.get("signals")
-        if step is None or not isinstance(signals, dict):
+        step = step_of(record)
+        if step is None:
             continue
-        for signal, groups in signals.items():
-            if not isinstance(groups, dict):
-                continue
-            for group, values in groups.items():
-                rows.setdefault((signal, group), {})[step] = _row(values)
+        for signal, group, row in profiles(record):
+            rows.setdefault((signal, group), {})[step] = row
     signals_read = [_layer_signal(signal, group, samples) for (signal, group), samples in rows.items()]
     return [signal for signal in signals_read if signal.layers > 0]
 
 
-def _row(values: Any) -> np.ndarray:
-    cells = values if isinstance(values, list) else [values]
+def profiles(record: dict[str, Any]) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(figure, group, values) of a line of layers.jsonl; values [layers] float64, or [layers, heads] float32."""
+    signals = record.get("signals")
+    for signal, groups in signals.items() if isinstance(signals, dict) else ():
+        for group, values in groups.items() if isinstance(groups, dict) else ():
+            yield signal, group, _row(values if isinstance(values, list) else [values])
+
+
+def _row(cells: list[Any]) -> np.ndarray:
+    several = any(isinstance(cell, list) for cell in cells)
     try:
-        row = np.asarray(cells, dtype=np.float64)  # the quick way; null becomes NaN here
+        row = np.asarray(cells, dtype=np.float32 if several else np.float64)  # the quick way; null becomes NaN here
     except (TypeError, ValueError, OverflowError):
-        row = np.array([number(cell) for cell in cells], dtype=np.float64)
-    return row if row.ndim == 1 else np.full(len(cells), math.nan)
+        if not several:
+            return np.array([number(cell) for cell in cells], dtype=np.float64)
+        lists = [cell if isinstance(cell, list) else [cell] for cell in cells]
+        row = np.full((len(lists), max(1, *map(len, lists))), math.nan, dtype=np.float32)
+        for index, heads in enumerate(lists):
+            row[index, : len(heads)] = [number(head) for head in heads]
+    if not several:
+        return row
+    return row.reshape(len(cells), -1) if row.size else np.full((len(cells), 1), math.nan, dtype=np.float32)
 
 
 def _layer_signal(signal: str, group: str, samples: dict[int, np.ndarray]) -> LayerSignal:
     steps = sorted(samples)
     layers = max(len(row) for row in samples.values())
+    width = max(row.shape[1] if row.ndim == 2 else 0 for row in samples.values())
     values = np.full((len(steps), layers), math.nan)
+    heads = np.full((len(steps), layers, width), math.nan, dtype=np.float32) if width else None
     for index, step in enumerate(steps):
-        values[index, : len(samples[step])] = samples[step]
-    return LayerSignal(signal, group, np.array(steps, dtype=np.int64), values)
+        row = samples.pop(step)  # so that a large run is not held twice
+        values[index, : len(row)] = worst(signal, row) if row.ndim == 2 else row
+        if heads is not None and row.ndim == 2:
+            heads[index, : len(row), : row.shape[1]] = row
+    return LayerSignal(signal, group, np.array(steps, dtype=np.int64), values, heads)

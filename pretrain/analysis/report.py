@@ -18,10 +18,14 @@ from pretrain.errors import UserError
 STYLES = ("report.css", "report_plots.css")
 SCRIPTS = (
     "report_base.js",
+    "report_events.js",
     "report_plot.js",
     "report_curves.js",
+    "report_matrix.js",
     "report_heatmap.js",
     "report_depth.js",
+    "report_verdicts.js",
+    "report_sections.js",
     "report_page.js",
 )
 

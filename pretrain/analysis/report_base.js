@@ -1,15 +1,23 @@
 // Data, shared state, numbers as text, ticks, colours.
 
+const page = document.getElementById("page");
+const failed = (message) =>
+  page.prepend(element("div", { class: "card failure" }, `This report could not be drawn completely: ${message}`));
+addEventListener("error", (event) => failed(event.message));
+addEventListener("unhandledrejection", (event) => failed(event.reason.message));
+
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const RUNS = DATA.runs;
 const COMPARED = RUNS.length > 1;
 const DARK = matchMedia("(prefers-color-scheme: dark)");
 
-// What the reader has chosen. `range`: the steps in view, null for all; `hover`: the step under the pointer.
+// What the reader has chosen. `range`: the steps in view, null for all; `hover`: the step under the pointer,
+// `part`: which part of the layers the panels show, see PARTS.
 const state = {
   step: 1,
   layer: 0,
   view: "value",
+  part: null,
   range: null,
   hover: null,
   smoothing: 0,
@@ -55,19 +63,6 @@ const LINES_LIGHT = ["#0067b1", "#d55e00", "#00875f", "#b8498f", "#8a6a00", "#2f
 const LINES_DARK = ["#5ab4ff", "#ff8f45", "#2fd0a0", "#f08cc8", "#e6c229", "#8fd8ff", "#b0a2ff", "#b8b8b8"];
 const lineColor = (index) => (DARK.matches ? LINES_DARK : LINES_LIGHT)[index % LINES_LIGHT.length];
 const DASHES = [[], [6, 3], [2, 2], [8, 3, 2, 3]];
-const EVENT_COLORS = {
-  start: 2,
-  resume: 0,
-  end: 7,
-  signal: 1,
-  alert: 1,
-  skip: 3,
-  rollback: 3,
-  save: 7,
-  evaluate: 5,
-};
-const eventColor = (kind) => lineColor(EVENT_COLORS[kind] ?? 6);
-const ROUTINE = new Set(["save", "evaluate"]);
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 // Perceptually even ramps: viridis for sizes, blue - grey - orange for ratios around one.
@@ -247,7 +242,7 @@ const FULL_RANGE = (() => {
       take(series.steps);
       take(series.bad);
     });
-    run.layers.forEach((matrix) => take(matrix.steps));
+    run.layers.forEach((matrix) => take(DATA.steps[matrix.at]));
     take(
       run.events
         .map((event) => event.step)

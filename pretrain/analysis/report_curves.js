@@ -1,4 +1,4 @@
-// The section of plots over steps, and the buttons that show and hide runs and kinds of events.
+// The sections of plots over steps.
 
 // title, unit, height, and the series: key, name, dash, dots. A plot appears if any run has any of its series.
 const CURVES = [
@@ -24,6 +24,26 @@ const CURVES = [
       ["grad_norm_clipped", "after", [4, 3]],
     ],
   },
+  {
+    title: "Spike score",
+    unit: "robust z of the loss",
+    log: false,
+    smooth: true,
+    series: [["spike_score", "spike score"]],
+  },
+  {
+    title: "Thrown away",
+    unit: "steps so far",
+    zero: true,
+    least: 1,
+    log: false,
+    series: [
+      ["skipped_steps", "skipped"],
+      ["nonfinite_count", "not finite", [4, 3]],
+    ],
+  },
+];
+const SPEED = [
   { title: "Throughput", unit: "tokens/s", zero: true, smooth: true, series: [["tokens_per_second", "tokens/s"]] },
   {
     title: "Time of a step",
@@ -44,7 +64,7 @@ const CURVES = [
   },
 ];
 const NOT_PLOTTED = new Set(["tokens", "samples"]);
-const PLOTTED = new Set(CURVES.flatMap(({ series }) => series.map(([key]) => key)));
+const PLOTTED = new Set([...CURVES, ...SPEED].flatMap(({ series }) => series.map(([key]) => key)));
 
 // An average over both sides, weights falling with distance, so that the smooth curve does not lag behind the raw one.
 // Of a thinned curve the means are smoothed: its kept peaks and dips would weigh too much.
@@ -99,6 +119,7 @@ function curve(spec) {
     xLabel: "step",
     over: "step",
     zero: spec.zero,
+    least: spec.least,
     log: spec.log,
     lines: () => curveLines(spec),
     level:
@@ -106,13 +127,13 @@ function curve(spec) {
         ? () => ({ value: entropies[0], label: `unigram entropy ${formatNumber(entropies[0])}` })
         : null,
   });
-  const present = spec.series.filter(([key]) => RUNS.some((run) => run.metrics[key]));
+  const shown = spec.series.filter(([key]) => METRICS.has(key));
   const names = COMPARED
-    ? present.length > 1
-      ? present.map(([, name, dash, dots]) => element("span", {}, `${dots ? "● " : dash ? "┄ " : "─ "}${name}`))
+    ? shown.length > 1
+      ? shown.map(([, name, dash, dots]) => element("span", {}, `${dots ? "● " : dash ? "┄ " : "─ "}${name}`))
       : []
-    : present.length > 1
-      ? present.map(([, name, , dots]) =>
+    : shown.length > 1
+      ? shown.map(([, name, , dots]) =>
           legendItem(() => lineColor(spec.series.findIndex((s) => s[1] === name)), name, dots),
         )
       : [];
@@ -150,12 +171,14 @@ function smoothing() {
   return element("label", { class: "smooth", style: "margin-left:18px" }, "smoothing", input);
 }
 
+const METRICS = new Set(RUNS.flatMap((run) => Object.keys(run.metrics)));
+const present = (specs) => specs.filter(({ series }) => series.some(([key]) => METRICS.has(key)));
+
 function curvesSection() {
-  const keys = new Set(RUNS.flatMap((run) => Object.keys(run.metrics)));
-  const others = [...keys]
+  const others = [...METRICS]
     .filter((key) => !PLOTTED.has(key) && !NOT_PLOTTED.has(key))
     .map((key) => ({ title: key.replaceAll("_", " "), unit: "", series: [[key, key]] }));
-  const specs = [...CURVES, ...others].filter(({ series }) => series.some(([key]) => keys.has(key)));
+  const specs = present([...CURVES, ...others]);
   if (!specs.length) return [];
   const reset = element(
     "button",
@@ -168,7 +191,7 @@ function curvesSection() {
     element(
       "div",
       { class: "row section-head" },
-      element("h2", {}, "Over steps"),
+      element("h2", {}, "Loss and rate"),
       chips(),
       element("span", { class: "sub" }, "Drag to zoom, double-click for all. ", reset),
     ),
@@ -177,34 +200,9 @@ function curvesSection() {
   ];
 }
 
-// Buttons that show and hide runs and kinds of events.
-function chips() {
-  const chip = (label, mark, set, key) => {
-    const button = element(
-      "button",
-      {
-        type: "button",
-        "aria-pressed": "true",
-        onclick: () => {
-          if (!set.delete(key)) set.add(key);
-          button.setAttribute("aria-pressed", String(!set.has(key)));
-          redrawAll();
-        },
-      },
-      mark,
-      label,
-    );
-    return button;
-  };
-  const runs = COMPARED ? RUNS.map((run, index) => chip(run.label, runSwatch(index), state.hiddenRuns, index)) : [];
-  const kinds = [...new Set(EVENTS.map(({ event }) => event.event))].map((kind) =>
-    chip(kind, COMPARED ? "" : legendItem(() => eventColor(kind), "", true), state.hiddenEvents, kind),
-  );
-  return element(
-    "div",
-    { class: "chips" },
-    ...runs,
-    kinds.length ? element("span", { class: "sub", style: runs.length ? "margin-left:10px" : "" }, "Events") : null,
-    ...kinds,
-  );
+function speedSection() {
+  const specs = present(SPEED);
+  if (!specs.length) return [];
+  const head = element("div", { class: "row section-head" }, element("h2", {}, "Speed"));
+  return [head, element("div", { class: "grid" }, ...specs.map(curve))];
 }

@@ -4,68 +4,66 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from pretrain.analysis.compact import evenly, pack_matrix, plain, short, thin_curve
-from pretrain.analysis.recorded_run import LayerSignal, RecordedRun, Series, number
+from pretrain.analysis.compact import evenly, plain, script_json, short, thin_curve
+from pretrain.analysis.figures import SECTIONS, figure
+from pretrain.analysis.recorded_run import RecordedRun, Series, number
+from pretrain.analysis.recorded_verdicts import newest_verdicts
+from pretrain.analysis.report_depth import packed_depth, shared_steps
 
-MAX_CURVE_POINTS = 2000  # for each curve of a single run: two points for each pixel of a laptop's screen
-MAX_LAYER_VALUES = 1_400_000  # over all runs and signals: 3.7 MB of codes, which leaves the page below 5 MB
-MAX_EVENTS = 1000
+MAX_DATA = 4_800_000  # bytes of all data on the page, which leaves it below 5 MB
+MAX_CURVE_POINTS = 2000  # of a curve: two points for each pixel of a laptop's screen
+LEAST_POINTS = 50
+MAX_POINTS = 60_000  # of all curves: about 1.2 MB
+MAX_EVENTS = 1000  # of all runs
+MAX_EVENT_BYTES = 400_000
 MAX_TEXT = 300
 ROUTINE_EVENTS = ("save", "evaluate")
 ALWAYS_DIFFERENT = ("name", "run.dir")
 
-# title, unit, what to look for
-SIGNAL_TEXTS = {
-    "norm_input_rms": (
-        "LayerNorm input",
-        "RMS",
-        "What each LayerNorm receives. Its gradient falls as 1 / RMS, so growth over depth or time is a vanishing "
-        "gradient below.",
-    ),
-    "update_norm": (
-        "Weight update",
-        "L2 norm",
-        "How far one step moves each layer's weights. A stable deep run keeps it even over depth; a jump that then "
-        "goes flat is a run that is stuck.",
-    ),
-}
-
 
 def report_data(runs: list[RecordedRun]) -> dict[str, Any]:
-    """Everything the page shows of `runs`, made of what strict JSON knows.
+    """Everything the page shows of `runs`, made of what strict JSON knows, in less than `MAX_DATA` bytes.
 
-    Keys: `runs` (label, path, model, status, figures, metrics, layers, events, config, notes), `differences` (keys
-    of the configuration that are not the same in all runs), `signals` (title, unit and text of each depth signal).
+    Keys: `runs` (label, path, model, status, figures, verdicts, metrics, layers, events, config, notes), `steps`
+    (lists of sampled steps, to which the `at` of a matrix points), `differences` (keys of the configuration that are
+    not the same in all runs), `signals` (what each depth signal is), `sections` (their titles in order).
     """
-    share = _kept_share(runs)
-    points = max(400, MAX_CURVE_POINTS * 4 // max(4, len(runs)))
+    curves = sum(len(run.metrics) for run in runs)
+    points = max(LEAST_POINTS, min(MAX_CURVE_POINTS, MAX_POINTS // max(1, curves)))
     configs = [flatten(run.config) for run in runs]
-    entries = []
-    for run, label, config in zip(runs, labels(runs), configs, strict=True):
-        notes = [*run.notes, *_metric_notes(run, points)]
-        entries.append(
-            {
-                "label": label,
-                "path": str(run.path),
-                "model": model_line(run.config),
-                "status": status_line(run),
-                "figures": figures(run),
-                "metrics": {key: _curve(series, points) for key, series in run.metrics.items()},
-                "layers": _depth(run, share, notes),
-                "events": _events(run, notes),
-                "config": config,
-                "notes": notes,
-            }
-        )
+    notes = [[*run.notes, *_metric_notes(run, points)] for run in runs]
+    entries = [
+        {"label": label, "config": config, "notes": told} | _entry(run, points, len(runs), told)
+        for run, label, config, told in zip(runs, labels(runs), configs, notes, strict=True)
+    ]
     names = dict.fromkeys(signal.signal for run in runs for signal in run.layers)
-    return {
-        "runs": entries,
+    data: dict[str, Any] = {
         "differences": differences(configs),
-        "signals": {name: dict(zip(("title", "unit", "text"), _texts(name), strict=True)) for name in names},
+        "signals": {name: asdict(figure(name)) for name in names},
+        "sections": SECTIONS,
+    }
+    room = MAX_DATA - len(script_json([entries, data]).encode())
+    depth = packed_depth(runs, room, notes)
+    steps = shared_steps(depth)
+    shown = [entry | {"layers": layers} for entry, layers in zip(entries, depth, strict=True)]
+    return data | {"runs": shown, "steps": steps}
+
+
+def _entry(run: RecordedRun, points: int, runs: int, notes: list[str]) -> dict[str, Any]:
+    """What the page shows of one of `runs` runs, without the signals over depth."""
+    return {
+        "path": str(run.path),
+        "model": model_line(run.config),
+        "status": status_line(run),
+        "figures": figures(run),
+        "verdicts": newest_verdicts(run.verdicts),
+        "metrics": {key: _curve(series, points) for key, series in run.metrics.items()},
+        "events": _events(run, runs, notes),
     }
 
 
@@ -87,10 +85,6 @@ def _metric_notes(run: RecordedRun, limit: int) -> list[str]:
     return notes
 
 
-def _texts(signal: str) -> tuple[str, str, str]:
-    return SIGNAL_TEXTS.get(signal, (signal.replace("_", " ").capitalize(), "", ""))
-
-
 def labels(runs: list[RecordedRun]) -> list[str]:
     """A name for each run; those that would be the same name get their folder beside it."""
     names = [run.name for run in runs]
@@ -103,7 +97,7 @@ def model_line(config: dict[str, Any]) -> str:
     if not isinstance(model, dict):
         return ""
     block = model.get("block")
-    layers = [str(model[key]) for key in ("encoder_layers", "decoder_layers", "num_layers") if key in model]
+    layers = [str(model[key]) for key in ("encoder_layers", "decoder_layers", "num_layers") if model.get(key)]
     pieces = [
         str(model.get("family", "")).replace("_", "-"),
         str(block.get("kind", "")) if isinstance(block, dict) else "",
@@ -201,43 +195,20 @@ def _curve(series: Series, limit: int) -> dict[str, Any]:
     return curve
 
 
-def _kept_share(runs: list[RecordedRun]) -> float:
-    """The share of sampled steps that fits on the page; 1 if all do."""
-    total = sum(signal.values.size for run in runs for signal in run.layers)
-    return min(1.0, MAX_LAYER_VALUES / total) if total else 1.0
-
-
-def _depth(run: RecordedRun, share: float, notes: list[str]) -> list[dict[str, Any]]:
-    """The run's depth signals as codes, thinned to `share` of the sampled steps; real samples stay, none is mixed."""
-    steps = np.unique(np.concatenate([signal.steps for signal in run.layers])) if run.layers else np.empty(0)
-    kept = steps[evenly(len(steps), max(2, int(len(steps) * share)))]
-    if len(kept) < len(steps):
-        notes.append(f"depth signals: {len(kept)} of {len(steps)} sampled steps are shown, evenly spread")
-    return [_coded(signal, kept) for signal in run.layers]
-
-
-def _coded(signal: LayerSignal, kept: np.ndarray) -> dict[str, Any]:
-    rows = np.isin(signal.steps, kept)
-    rows[-1] = True  # the newest sample of a signal that is not sampled with the others
-    return {
-        "signal": signal.signal,
-        "group": signal.group,
-        "steps": signal.steps[rows].tolist(),
-        "sampled": len(signal.steps),
-        **pack_matrix(signal.values[rows]),
-    }
-
-
-def _events(run: RecordedRun, notes: list[str]) -> list[dict[str, Any]]:
-    """The run's events; of too many, the routine ones are thinned first."""
-    rare = [i for i, event in enumerate(run.events) if event.get("event") not in ROUTINE_EVENTS]
-    routine = [i for i, event in enumerate(run.events) if event.get("event") in ROUTINE_EVENTS]
-    rare = [rare[i] for i in evenly(len(rare), MAX_EVENTS)]
-    routine = [routine[i] for i in evenly(len(routine), max(2, MAX_EVENTS - len(rare)))]
+def _events(run: RecordedRun, runs: int, notes: list[str]) -> list[dict[str, Any]]:
+    """The run's events, its share of what `runs` runs may show; of too many, the routine ones are thinned first."""
+    events = [_event(event) for event in run.events]
+    size = len(script_json(events).encode())
+    limit = min(MAX_EVENTS // runs, len(events) * MAX_EVENT_BYTES // (runs * max(1, size)))
+    limit = max(20, limit)
+    rare = [i for i, event in enumerate(events) if event["event"] not in ROUTINE_EVENTS]
+    routine = [i for i, event in enumerate(events) if event["event"] in ROUTINE_EVENTS]
+    rare = [rare[i] for i in evenly(len(rare), limit)]
+    routine = [routine[i] for i in evenly(len(routine), max(2, limit - len(rare)))]
     kept = sorted(rare + routine)
-    if len(kept) < len(run.events):
-        notes.append(f"events: {len(kept)} of {len(run.events)} are shown, saves and evaluations thinned first")
-    return [_event(run.events[i]) for i in kept]
+    if len(kept) < len(events):
+        notes.append(f"events: {len(kept):,} of {len(events):,} are shown, saves and evaluations thinned first")
+    return [events[i] for i in kept]
 
 
 def _event(event: dict[str, Any]) -> dict[str, Any]:
@@ -252,7 +223,7 @@ def _event(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    value = plain(value)
+    value = plain(short(value) if isinstance(value, float) and math.isfinite(value) else value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
 

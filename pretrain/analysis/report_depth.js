@@ -1,176 +1,250 @@
-// The depth section: one panel a signal, with heat maps, the profile over depth and the history of a layer.
+// A panel: one signal's heat maps, the profile over depth, the history of a layer and, where it has them, its heads.
 
-const MATRICES = RUNS.flatMap((run, index) => run.layers.map((packed) => new Matrix(packed, index)));
-const SAMPLED_STEPS = [...new Set(MATRICES.flatMap((matrix) => matrix.steps))].sort((a, b) => a - b);
-const DEEPEST = Math.max(1, ...MATRICES.map((matrix) => matrix.layers));
-const visible = (matrix) => !state.hiddenRuns.has(matrix.run);
+// Which part of a layer a row group is: "" for whole layers, EDGES for what stands once, outside the layers.
+const EDGES = "once";
+const PARTS = ["", "self_attention", "cross_attention", "ffn", "norms", "gains", EDGES];
+const partOf = (group, layers) => (layers === 1 ? EDGES : group.split(".").slice(1).join("."));
+const partName = (part) =>
+  part === "" ? "whole layers" : part === EDGES ? "embeddings, head" : part === ALL ? "all" : words(part);
+const ALL = "all";
+const words = (text) => (text === "ffn" ? "FFN" : text.replaceAll(".", " · ").replaceAll("_", " "));
+const groupName = (group) => group.split(".").map(words).join(" · ");
 
 class Panel {
   constructor(signal) {
-    const about = DATA.signals[signal];
     this.signal = signal;
-    this.unit = about.unit;
+    this.about = DATA.signals[signal];
     this.matrices = MATRICES.filter((matrix) => matrix.signal === signal);
-    this.groups = [...new Set(this.matrices.map((matrix) => matrix.group))];
-    this.deepGroups = this.groups.filter((group) => this.matrices.some((m) => m.group === group && m.layers > 1));
-    this.group = this.deepGroups[0] ?? this.groups[0];
+    const deep = this.matrices.some((matrix) => matrix.layers > 1);
+    for (const matrix of this.matrices) matrix.part = deep ? partOf(matrix.group, matrix.layers) : "";
+    const known = (part) => (PARTS.includes(part) ? PARTS.indexOf(part) : PARTS.length - 1.5);
+    const parts = [...new Set(this.matrices.map((matrix) => matrix.part))];
+    this.parts = parts.sort((a, b) => known(a) - known(b));
+    if (this.parts.length > 2) this.parts.push(ALL);
+    this.node = element("div", { class: "panel", id: `signal-${signal}`, hidden: true });
+  }
+
+  // What the reader chose, as far as this signal has it.
+  get part() {
+    return this.parts.includes(state.part) ? state.part : this.parts[0];
+  }
+  get shown() {
+    const chosen = (matrix) => this.part === ALL || matrix.part === this.part;
+    return this.matrices.filter((matrix) => visible(matrix) && chosen(matrix));
+  }
+  get groups() {
+    return [...new Set(this.shown.map((matrix) => matrix.group))];
+  }
+
+  // Built when it is first shown: a page has dozens of panels, of which a reader looks at a few.
+  show(on) {
+    this.node.hidden = !on;
+    if (!on) return;
+    if (!this.node.childNodes.length) this.build();
+    redrawAll();
+  }
+
+  build() {
     this.gradient = element("canvas", { "aria-hidden": "true" });
     this.ends = [element("span"), element("span")];
+    this.scaleBar = element(
+      "div",
+      { class: "scale" },
+      this.ends[0],
+      this.gradient,
+      this.ends[1],
+      element("span", {}, swatch(BAD, true), "no finite value"),
+    );
+    this.maps = element("div");
+    this.legend = element("div", { class: "legend depth-legend" });
     drawings.push(this); // before its maps, which use its colour scale
-    this.draw();
-    this.node = element(
-      "section",
-      { class: "card signal", id: `signal-${signal}` },
+    this.node.append(
       element(
         "div",
         { class: "row" },
-        element("h3", {}, about.title, " ", element("span", { class: "unit" }, this.unit)),
-        this.deepGroups.length
-          ? element(
-              "div",
-              { class: "scale" },
-              this.ends[0],
-              this.gradient,
-              this.ends[1],
-              element("span", {}, swatch(BAD, true), "not finite"),
-            )
-          : null,
+        element("h3", {}, this.about.title, " ", element("span", { class: "unit" }, this.about.unit)),
+        this.scaleBar,
       ),
-      about.text ? element("div", { class: "about" }, about.text) : null,
-      ...this.maps(),
-      this.profiles(),
+      element("div", { class: "about" }, this.about.text),
+      this.parts.length > 1 ? this.partButtons() : "",
+      this.maps,
+      this.legend,
+      this.plots(),
       this.foot(),
     );
   }
 
+  partButtons() {
+    const buttons = this.parts.map((part) => [
+      part,
+      element(
+        "button",
+        {
+          type: "button",
+          class: "small",
+          onclick: () => {
+            state.part = part;
+            redrawAll();
+          },
+        },
+        partName(part),
+      ),
+    ]);
+    this.markPart = () =>
+      buttons.forEach(([part, node]) => node.setAttribute("aria-pressed", String(part === this.part)));
+    return element(
+      "div",
+      { class: "chips parts", role: "group", "aria-label": "part of the layer" },
+      ...buttons.map(([, node]) => node),
+    );
+  }
+
   draw() {
-    this.scale = new ColorScale(this.matrices.filter((matrix) => matrix.layers > 1 && visible(matrix)));
+    if (this.node.hidden) return;
+    this.markPart?.();
+    const deep = this.shown.filter((matrix) => matrix.layers > 1);
+    this.scale = new ColorScale(deep);
     this.scale.legend(this.gradient);
     const { low, high, cut } = this.scale;
     this.ends[0].textContent = (cut ? "≤ " : "") + formatNumber(this.scale.end(low), 3);
     this.ends[1].textContent = (cut ? "≥ " : "") + formatNumber(this.scale.end(high), 3);
-    for (const [run, row] of this.rows ?? []) row.hidden = state.hiddenRuns.has(run);
-  }
-
-  maps() {
-    this.rows = new Map();
-    const height = COMPARED ? 190 : 240;
-    for (let run = 0; run < RUNS.length; run++) {
-      const deep = this.matrices.filter((matrix) => matrix.run === run && matrix.layers > 1);
-      if (!deep.length) continue;
-      const maps = deep.map((matrix) =>
-        element(
-          "div",
-          { class: "map" },
-          element("div", { class: "name", title: matrix.group }, groupName(matrix.group)),
-          new HeatMap(matrix, this, height).host,
-        ),
-      );
-      const name = element("div", { class: "run-name" }, runSwatch(run), RUNS[run].label);
-      this.rows.set(run, element("div", {}, COMPARED ? name : null, element("div", { class: "maps" }, ...maps)));
+    this.scaleBar.hidden = this.maps.hidden = !deep.length;
+    const now = deep.map((matrix) => `${matrix.run} ${matrix.group}`).join();
+    if (this.mapped !== now) {
+      this.mapped = now;
+      this.layMaps(deep);
+      this.legend.replaceChildren(...this.legendItems());
     }
-    return this.rows.values();
   }
 
-  // Of one run every group is a colour; of several runs every run is a colour, and one group is shown at a time.
-  lines(line) {
-    const shown = this.matrices.filter((matrix) => visible(matrix) && (!COMPARED || matrix.group === this.group));
-    return shown.map((matrix) => {
-      const index = COMPARED ? matrix.run : this.groups.indexOf(matrix.group);
-      return {
-        name: COMPARED ? RUNS[matrix.run].label : groupName(matrix.group),
-        color: lineColor(index),
-        dash: DASHES[Math.floor(index / LINES_LIGHT.length) % DASHES.length],
-        ...line(matrix),
-      };
+  // One row a run; the maps are kept, since each is in `drawings` for good.
+  layMaps(deep) {
+    this.kept ??= new Map();
+    const map = (matrix) => {
+      if (!this.kept.has(matrix)) {
+        const host = new HeatMap(matrix, this, COMPARED ? 190 : 240).host;
+        const name = element("div", { class: "name", title: matrix.group }, groupName(matrix.group));
+        this.kept.set(matrix, element("div", { class: "map" }, name, host));
+      }
+      return this.kept.get(matrix);
+    };
+    const rows = [...new Set(deep.map((matrix) => matrix.run))].map((run) => {
+      const name = element("div", { class: "run-name" }, runSwatch(run), RUNS[run].label);
+      const maps = deep.filter((matrix) => matrix.run === run).map(map);
+      return element("div", {}, COMPARED ? name : null, element("div", { class: "maps" }, ...maps));
     });
+    this.maps.replaceChildren(...rows);
+  }
+
+  // Of one run every group is a colour; of several runs every run is a colour, and every group a dash.
+  style(matrix) {
+    const group = this.groups.indexOf(matrix.group);
+    const dash = COMPARED ? group : Math.floor(group / LINES_LIGHT.length);
+    return {
+      name: COMPARED ? this.lineName(matrix) : groupName(matrix.group),
+      color: lineColor(COMPARED ? matrix.run : group),
+      dash: DASHES[dash % DASHES.length],
+    };
+  }
+  lineName(matrix) {
+    return `${RUNS[matrix.run].label}${this.groups.length > 1 ? ", " + groupName(matrix.group) : ""}`;
+  }
+
+  legendItems() {
+    if (COMPARED) {
+      const dashes = this.groups.map((group, i) =>
+        element("span", {}, `${["──", "╌╌", "┈┈", "─ ·"][i % DASHES.length]} ${groupName(group)}`),
+      );
+      return [...runLegend(), ...(this.groups.length > 1 ? dashes : [])];
+    }
+    return this.groups.map((group, index) => legendItem(() => lineColor(index), groupName(group)));
   }
 
   depthLines() {
-    return this.lines((matrix) => ({
-      xs: Array.from({ length: matrix.layers }, (_, i) => i),
-      ys: matrix.profile(nearest(matrix.steps, state.step)),
-      layers: matrix.layers,
-    })).filter((entry) => entry.layers > 1);
+    return this.shown
+      .filter((matrix) => matrix.layers > 1)
+      .map((matrix) => ({
+        ...this.style(matrix),
+        xs: Array.from({ length: matrix.layers }, (_, i) => i),
+        ys: matrix.profile(nearest(matrix.steps, state.step)),
+      }));
   }
 
   timeLines() {
-    // a group of one row (the embeddings) has no layer to choose and is always shown
-    return this.lines((matrix) => ({
-      xs: matrix.steps,
-      layers: matrix.layers,
-      ys: matrix.layers === 1 ? matrix.history(0) : state.layer < matrix.layers ? matrix.history(state.layer) : [],
-    })).filter((entry) => entry.ys.length);
+    return this.shown.flatMap((matrix) => {
+      const layer = matrix.layers === 1 ? 0 : state.layer;
+      if (layer >= matrix.layers) return [];
+      const line = { ...this.style(matrix), xs: matrix.steps, ys: matrix.history(layer) };
+      if (!matrix.heads || COMPARED || state.view !== "value") return [line];
+      const heads = Array.from({ length: matrix.heads.count }, (_, head) => ({
+        ...line,
+        faint: true,
+        silent: true,
+        xs: matrix.heads.steps,
+        ys: matrix.heads.history(layer, head),
+      }));
+      return [...heads, line];
+    });
   }
 
-  profiles() {
-    const depth = new Plot({
-      label: `${this.signal} over depth`,
-      height: 216,
-      xLabel: "layer",
-      over: "layer",
-      showsChoice: true,
-      lines: () => this.depthLines(),
-      mark: () => state.layer,
-      pick: (x) => choosePlace(state.step, Math.round(x)),
-    });
-    const time = new Plot({
-      label: `${this.signal} over time`,
-      height: 216,
-      xLabel: "step",
-      over: "step",
-      showsChoice: true,
-      lines: () => this.timeLines(),
-      mark: () => state.step,
-      pick: (x) => choosePlace(x, state.layer),
-    });
-    const [depthTitle, timeTitle] = [element("span"), element("span")];
-    drawings.push({
-      showsChoice: true,
-      draw: () => {
-        depthTitle.textContent = `step ${formatInteger(state.step)}`;
-        timeTitle.textContent = `layer ${formatInteger(state.layer)}`;
-      },
-    });
-    const frame = (title, plot) =>
-      element("div", {}, element("div", { class: "plot-head" }, title, plot.toggle()), plot.host);
+  headLines() {
+    return this.shown
+      .filter((matrix) => matrix.heads && state.layer < matrix.layers)
+      .map((matrix) => ({
+        ...this.style(matrix),
+        points: true,
+        xs: Array.from({ length: matrix.heads.count }, (_, i) => i),
+        ys: matrix.heads.of(state.layer, state.step),
+      }));
+  }
+
+  plots() {
+    const plot = (title, over, lines, more) => {
+      const place = element("span");
+      const own = new Plot({
+        label: `${this.about.title}: ${title}`,
+        height: 216,
+        xLabel: over,
+        over,
+        showsChoice: true,
+        lines: () => (this.node.hidden ? [] : lines()),
+        ...more,
+      });
+      drawings.push({
+        showsChoice: true,
+        draw: () => {
+          const [at, layer] = [formatInteger(state.step), formatInteger(state.layer)];
+          place.textContent =
+            over === "layer"
+              ? `at step ${at}`
+              : over === "step"
+                ? this.ofLayer(layer)
+                : `of layer ${layer} at step ${at}`;
+        },
+      });
+      const head = element("h3", {}, `${title} `, element("span", { class: "unit" }, place));
+      return element("div", {}, element("div", { class: "plot-head" }, head, own.toggle()), own.host);
+    };
+    const deep = this.matrices.some((matrix) => matrix.layers > 1),
+      heads = this.matrices.some((matrix) => matrix.heads);
     return element(
       "div",
-      {},
-      this.legend(),
-      element(
-        "div",
-        { class: "profiles" },
-        frame(element("h3", {}, "Over depth ", element("span", { class: "unit" }, "at ", depthTitle)), depth),
-        frame(element("h3", {}, "Over time ", element("span", { class: "unit" }, "of ", timeTitle)), time),
-      ),
+      { class: "profiles" },
+      deep
+        ? plot("Over depth", "layer", () => this.depthLines(), {
+            mark: () => state.layer,
+            pick: (x) => choosePlace(state.step, Math.round(x)),
+          })
+        : null,
+      plot("Over time", "step", () => this.timeLines(), {
+        mark: () => state.step,
+        pick: (x) => choosePlace(x, state.layer),
+      }),
+      heads ? plot("Heads", "head", () => this.headLines(), {}) : null,
     );
   }
-
-  legend() {
-    if (COMPARED) {
-      const select = element(
-        "select",
-        {
-          "aria-label": "row group",
-          onchange: () => {
-            this.group = select.value;
-            redrawAll();
-          },
-        },
-        ...this.groups.map((group) => element("option", { value: group }, groupName(group))),
-      );
-      select.value = this.group;
-      return element(
-        "div",
-        { class: "legend", style: "margin-top:12px;align-items:center" },
-        "Profiles of",
-        select,
-        ...runLegend(),
-      );
-    }
-    const items = this.groups.map((group, index) => legendItem(() => lineColor(index), groupName(group)));
-    return element("div", { class: "legend", style: "margin:10px 0 -6px 44px" }, ...items);
+  ofLayer(layer) {
+    return this.part === EDGES ? "" : `of layer ${layer}`;
   }
 
   foot() {
@@ -180,125 +254,11 @@ class Panel {
       shown < most
         ? `${formatInteger(shown)} of ${formatInteger(most)} sampled steps, evenly spread`
         : plural(most, "sampled step");
-    return element(
-      "div",
-      { class: "foot" },
-      `${samples}. Layer 0 is the lowest. Where a pixel covers several layers or steps it shows the largest value.`,
-    );
+    const worst = { high: "largest value", low: "smallest value", size: "value farthest from 0" }[this.about.worst];
+    const heads = this.matrices.some((matrix) => matrix.heads);
+    const text = `${samples}. Layer 0 is the lowest. Where a pixel covers several layers or steps${
+      heads ? ", and for a layer's heads," : ""
+    } the maps show the ${worst}.`;
+    return element("div", { class: "foot" }, text);
   }
-}
-
-let showPlace = () => {}; // set by the controls: brings the sliders and their figures up to date
-
-function choosePlace(step, layer) {
-  state.step = SAMPLED_STEPS[nearest(SAMPLED_STEPS, step)];
-  state.layer = Math.max(0, Math.min(DEEPEST - 1, layer));
-  showPlace();
-  redrawChoice();
-}
-
-function controls() {
-  const slider = (label, max, oninput) =>
-    element("input", { type: "range", min: 0, max, step: 1, "aria-label": label, oninput });
-  const [stepText, layerText] = [element("b"), element("b")];
-  const step = slider("step", SAMPLED_STEPS.length - 1, () => choosePlace(SAMPLED_STEPS[step.value], state.layer));
-  const layer = slider("layer", DEEPEST - 1, () => choosePlace(state.step, Number(layer.value)));
-  showPlace = () => {
-    step.value = SAMPLED_STEPS.indexOf(state.step);
-    layer.value = state.layer;
-    stepText.textContent = formatInteger(state.step);
-    layerText.textContent = formatInteger(state.layer);
-  };
-  const view = element(
-    "select",
-    {
-      "aria-label": "view",
-      onchange: () => {
-        state.view = view.value;
-        redrawAll();
-      },
-    },
-    ...Object.entries(VIEWS).map(([key, { label }]) => element("option", { value: key }, label)),
-  );
-  return element(
-    "div",
-    { class: "card controls" },
-    element("label", {}, "Step", step, stepText, playButton()),
-    element("label", {}, "Layer", layer, layerText),
-    element("label", {}, "Show", view),
-  );
-}
-
-function playButton() {
-  let timer = null;
-  const stop = () => {
-    clearInterval(timer);
-    timer = null;
-    button.textContent = "▶";
-  };
-  const button = element(
-    "button",
-    {
-      type: "button",
-      title: "play the run through",
-      "aria-label": "play",
-      onclick: () => {
-        if (timer !== null) {
-          stop();
-          return;
-        }
-        let at = SAMPLED_STEPS.indexOf(state.step);
-        if (at >= SAMPLED_STEPS.length - 1) at = -1;
-        button.textContent = "❚❚";
-        timer = setInterval(
-          () => {
-            at += 1;
-            choosePlace(SAMPLED_STEPS[at], state.layer);
-            if (at >= SAMPLED_STEPS.length - 1) stop();
-          },
-          Math.max(40, Math.min(200, 8000 / SAMPLED_STEPS.length)),
-        );
-      },
-    },
-    "▶",
-  );
-  return button;
-}
-
-function depthSection() {
-  if (!MATRICES.length) return [];
-  state.step = SAMPLED_STEPS[SAMPLED_STEPS.length - 1];
-  state.layer = Math.floor((DEEPEST - 1) / 2);
-  const panels = Object.keys(DATA.signals).map((signal) => new Panel(signal));
-  const jumps =
-    panels.length > 2
-      ? element(
-          "div",
-          { class: "chips" },
-          ...panels.map((panel) =>
-            element(
-              "button",
-              { type: "button", onclick: () => panel.node.scrollIntoView() },
-              DATA.signals[panel.signal].title,
-            ),
-          ),
-        )
-      : null;
-  const bar = controls();
-  showPlace();
-  return [
-    element(
-      "div",
-      {},
-      element(
-        "div",
-        { class: "row section-head" },
-        element("h2", {}, "Over depth"),
-        jumps,
-        element("span", { class: "sub" }, "Click in a map or plot to choose a step and a layer."),
-      ),
-      bar,
-      ...panels.map((panel) => panel.node),
-    ),
-  ];
 }

@@ -1,126 +1,11 @@
-// Depth signals: 16-bit codes to values, values to ratios, ratios to pixels.
-
-// The inverse of pretrain.analysis.compact.pack_matrix; values[row * columns + column], a row is a sampled step.
-function decode(matrix) {
-  const bytes = Uint8Array.from(atob(matrix.codes), (character) => character.charCodeAt(0));
-  const codes = new DataView(bytes.buffer),
-    values = new Float64Array(matrix.rows * matrix.columns);
-  const first = 2,
-    last = 65533,
-    special = { 0: NaN, 1: 0, 65534: -Infinity, 65535: Infinity };
-  for (let i = 0; i < values.length; i++) {
-    const code = codes.getUint16(2 * i, true);
-    if (code in special) {
-      values[i] = special[code];
-      continue;
-    }
-    const share = (code - first) / (last - first),
-      value = matrix.low * (1 - share) + matrix.high * share;
-    values[i] = matrix.scale === "log" ? Math.exp(value) : value;
-  }
-  return values;
-}
-
-function median(values) {
-  const sorted = values.filter(Number.isFinite).sort();
-  return sorted.length ? (sorted[(sorted.length - 1) >> 1] + sorted[sorted.length >> 1]) / 2 : NaN;
-}
-
-// A signal's values of one row group in the reader's choice of view; each view is computed when first asked for.
-class Matrix {
-  constructor(packed, run) {
-    Object.assign(this, {
-      run,
-      signal: packed.signal,
-      group: packed.group,
-      steps: packed.steps,
-      sampled: packed.sampled,
-      layers: packed.columns,
-    });
-    this.views = { value: decode(packed) };
-  }
-
-  values(view = state.view) {
-    return (this.views[view] ??= view === "first" ? this.growth() : this.evenness());
-  }
-
-  growth() {
-    // over the layer's own first sample
-    const value = this.views.value;
-    return value.map((v, i) => v / value[i % this.layers]);
-  }
-
-  evenness() {
-    // over the median layer of the same step
-    const value = this.views.value;
-    const medians = this.steps.map((_, row) => median(value.slice(row * this.layers, (row + 1) * this.layers)));
-    return value.map((v, i) => v / medians[Math.floor(i / this.layers)]);
-  }
-
-  at(row, layer) {
-    return this.values()[row * this.layers + layer];
-  }
-  profile(row) {
-    return this.values().subarray(row * this.layers, (row + 1) * this.layers);
-  }
-  history(layer) {
-    return Float64Array.from(this.steps, (_, row) => this.at(row, layer));
-  }
-}
-
-// The colour scale that all maps of a signal share. Logarithmic unless something is negative; ratios lie evenly
-// around one. A range of many decades is cut to where nearly all values are, and the legend says so.
-class ColorScale {
-  constructor(matrices) {
-    const all = [];
-    let negative = false;
-    for (const matrix of matrices) {
-      const values = matrix.values(),
-        stride = Math.max(1, Math.floor(values.length / 60000));
-      for (let i = 0; i < values.length; i += stride) {
-        if (Number.isFinite(values[i]) && values[i] !== 0) {
-          all.push(values[i]);
-          negative ||= values[i] < 0;
-        }
-      }
-    }
-    this.log = !negative;
-    const sizes = Float64Array.from(all, (v) => (this.log ? Math.log(v) : v)).sort();
-    let [low, high] = sizes.length ? [sizes[0], sizes[sizes.length - 1]] : [0, 1];
-    this.cut = this.log && high - low > Math.log(1e6);
-    if (this.cut) [low, high] = [0.005, 0.995].map((share) => sizes[Math.round(share * (sizes.length - 1))]);
-    if (state.view !== "value" && this.log) {
-      high = Math.max(Math.abs(low), Math.abs(high), Math.log(1.1));
-      low = -high;
-    }
-    if (high - low < 1e-9) {
-      low -= 0.05;
-      high += 0.05;
-    }
-    Object.assign(this, { low, high, table: colorTable(state.view) });
-  }
-
-  index(value) {
-    const at = this.log ? Math.log(value) : value; // log of zero is -Infinity: the lowest colour
-    return Math.max(0, Math.min(255, Math.round(((at - this.low) / (this.high - this.low)) * 255)));
-  }
-  end(at) {
-    return this.log ? Math.exp(at) : at;
-  }
-
-  legend(canvas) {
-    canvas.width = 256;
-    canvas.height = 1;
-    const context = canvas.getContext("2d"),
-      image = context.createImageData(256, 1);
-    for (let i = 0; i < 256; i++) image.data.set([...this.table.subarray(i * 3, i * 3 + 3), 255], i * 4);
-    context.putImageData(image, 0, 0);
-  }
-}
+// Heat maps over layers and steps.
 
 const BAD_COLOR = [1, 3, 5].map((i) => parseInt(BAD.slice(i, i + 2), 16));
 
-// Depth upwards, steps to the right. A pixel that covers several cells shows the largest of them (of ratios the one
+// How bad a value is: which of several cells under one pixel, or of several heads, is the one to show.
+const BADNESS = { high: (v) => v, low: (v) => -v, size: Math.abs };
+
+// Depth upwards, steps to the right. A pixel that covers several cells shows the worst of them (of ratios the one
 // farthest from one), so that a single bad layer of a thousand is never averaged away.
 class HeatMap extends Canvas {
   constructor(matrix, panel, height) {
@@ -166,7 +51,7 @@ class HeatMap extends Canvas {
     context.fillStyle = css("--soft");
     context.textAlign = "right";
     context.textBaseline = "middle";
-    for (const [tick, y] of ys) context.fillText(formatInteger(tick), x0 - 5, y);
+    for (const [tick, y] of ys) context.fillText(formatInteger(tick), x0 - 9, y);
     this.axes(context, xs, [], "step", formatInteger);
     context.save();
     context.translate(8, (y0 + y1) / 2);
@@ -176,7 +61,7 @@ class HeatMap extends Canvas {
     context.fillStyle = css("--faint");
     context.fillText("layer", 0, 0);
     context.restore();
-    drawEvents(context, this.box, (step) => this.toX(step), false);
+    drawEvents(context, this.box, (step) => this.toX(step), this.matrix.run);
     this.drawCursor();
   }
 
@@ -188,7 +73,8 @@ class HeatMap extends Canvas {
     const image = context.createImageData(width, height),
       [a, b] = stepRange(),
       [from, to] = this.reach;
-    const size = scale.log && state.view !== "value" ? (v) => Math.abs(Math.log(v)) : (v) => v;
+    const worst = BADNESS[DATA.signals[matrix.signal].worst];
+    const size = scale.log && state.view !== "value" ? (v) => Math.abs(Math.log(v)) : worst;
     for (let column = 0; column < width; column++) {
       const left = a + (column / width) * (b - a),
         right = a + ((column + 1) / width) * (b - a);
@@ -198,16 +84,16 @@ class HeatMap extends Canvas {
       for (let line = 0; line < height; line++) {
         const low = Math.floor(((height - 1 - line) / height) * layers);
         const high = Math.max(low + 1, Math.ceil(((height - line) / height) * layers - 1e-9));
-        let worst = values[row0 * layers + low],
+        let shown = values[row0 * layers + low],
           bad = false;
         for (let row = row0; row <= row1; row++) {
           for (let layer = low; layer < high; layer++) {
             const value = values[row * layers + layer];
             bad ||= !Number.isFinite(value);
-            if (size(value) > size(worst)) worst = value;
+            if (size(value) > size(shown)) shown = value;
           }
         }
-        const color = bad ? BAD_COLOR : scale.table.subarray(scale.index(worst) * 3, scale.index(worst) * 3 + 3);
+        const color = bad ? BAD_COLOR : scale.table.subarray(scale.index(shown) * 3, scale.index(shown) * 3 + 3);
         image.data.set(color, (line * width + column) * 4);
         image.data[(line * width + column) * 4 + 3] = 255;
       }
@@ -232,11 +118,31 @@ class HeatMap extends Canvas {
     };
     const step = this.toX(this.matrix.steps[nearest(this.matrix.steps, state.step)]);
     if (step >= x0 && step <= x1) mark(crisp(step - 0.5), y0, crisp(step - 0.5), y1, []);
-    if (state.layer < this.matrix.layers)
-      mark(x0, crisp(this.toY(state.layer) - 0.5), x1, crisp(this.toY(state.layer) - 0.5), []);
+    if (state.layer < this.matrix.layers) this.markLayer(context, this.toY(state.layer));
     if (state.hover === null) return;
     const hover = this.toX(state.hover);
     if (hover >= x0 && hover <= x1) mark(crisp(hover - 0.5), y0, crisp(hover - 0.5), y1, [2, 2]);
+  }
+
+  // Arrows beside the map and a sparse line over it: the chosen layer's own colours are to be seen.
+  markLayer(context, y) {
+    const { x0, x1 } = this.box;
+    context.fillStyle = css("--cursor");
+    for (const [tip, tail] of [
+      [x0 - 1, x0 - 7],
+      [x1 + 1, x1 + 7],
+    ]) {
+      context.beginPath();
+      context.moveTo(tip, y);
+      context.lineTo(tail, y - 4);
+      context.lineTo(tail, y + 4);
+      context.fill();
+    }
+    context.setLineDash([2, 10]);
+    context.strokeStyle = "#fff";
+    context.lineWidth = 1;
+    line(context, x0, crisp(y - 0.5), x1, crisp(y - 0.5));
+    context.setLineDash([]);
   }
 
   // The sampled step and the layer under the pointer; null outside the map.
@@ -287,7 +193,7 @@ class HeatMap extends Canvas {
     const rows = [
       ["layer", formatInteger(cell.layer)],
       ["step", formatInteger(step)],
-      [this.panel.unit || "value", formatNumber(value, 4)],
+      [this.panel.about.unit || "value", formatNumber(value, 4)],
     ];
     if (state.view !== "value")
       rows.push([VIEWS[state.view].short, formatNumber(matrix.at(cell.row, cell.layer), 4)]);
@@ -303,16 +209,9 @@ class HeatMap extends Canvas {
         {},
         ...rows.map(([key, text]) => element("tr", {}, element("td", {}, key), element("td", {}, text))),
       ),
+      ...eventLines((at) => Math.abs(this.toX(at) - this.point(event)[0]), this.matrix.run),
     );
     state.hover = step;
     redrawCursor();
   }
 }
-
-const groupName = (group) => group.replaceAll(".", " · ").replaceAll("_", " ");
-
-const VIEWS = {
-  value: { label: "values", short: "value" },
-  first: { label: "growth: ÷ the layer's first sample", short: "÷ first sample" },
-  even: { label: "evenness: ÷ the median layer", short: "÷ median layer" },
-};

@@ -172,7 +172,7 @@ function eventsSection() {
     ),
   );
   return [
-    element("h2", {}, "Events"),
+    element("div", { class: "row section-head" }, element("h2", {}, "Events")),
     element(
       "div",
       { class: "card" },
@@ -210,7 +210,7 @@ function configurationSection() {
       ),
     );
     found.push(
-      element("h2", {}, "Configuration differences"),
+      element("div", { class: "row section-head" }, element("h2", {}, "Configuration differences")),
       element(
         "div",
         { class: "card wide" },
@@ -235,7 +235,8 @@ function configurationSection() {
     );
   }
   const configs = RUNS.filter((run) => Object.keys(run.config).length);
-  if (configs.length && !COMPARED) found.push(element("h2", {}, "Configuration"));
+  if (configs.length && !COMPARED)
+    found.push(element("div", { class: "row section-head" }, element("h2", {}, "Configuration")));
   for (const run of configs) {
     found.push(
       element(
@@ -255,21 +256,24 @@ function configurationSection() {
   return found;
 }
 
-const page = document.getElementById("page");
-addEventListener("error", (event) => {
-  page.prepend(
-    element("div", { class: "card failure" }, `This report could not be drawn completely: ${event.message}`),
-  );
-});
+// A section needs an id and an h2 to be in the bar.
+const section = (id, nodes) => (nodes.length ? [element("section", { id: `section-${id}` }, ...nodes)] : []);
+const sections = [
+  ...section("steps", curvesSection()),
+  ...depthSections(),
+  ...section("speed", speedSection()),
+  ...section("events", eventsSection()),
+  ...section("configuration", configurationSection()),
+];
 page.append(
   heading(),
   COMPARED ? comparison() : tiles(RUNS[0]),
   ...notes(),
-  ...curvesSection(),
-  ...depthSection(),
-  ...eventsSection(),
-  ...configurationSection(),
+  ...verdictsSection(),
+  bar(sections),
+  ...sections,
   element("footer", {}, `kilolayer ${DATA.version}`),
 );
+SECTIONS.forEach((entry) => entry.begin());
 drawings.forEach((drawing) => drawing.draw());
 document.documentElement.dataset.ready = "true";

@@ -77,72 +77,8 @@ function line(context, x0, y0, x1, y1) {
   context.stroke();
 }
 
-// Marks of the runs' events in a plot over steps: routine ones as ticks on the axis, the others as labelled lines.
-function drawEvents(context, box, toX, labelled) {
-  const { x0, x1, y0, y1 } = box;
-  const labels = [],
-    lastTick = {};
-  const inside = ({ event }) => toX(event.step) >= x0 - 0.5 && toX(event.step) <= x1 + 0.5;
-  const shown = visibleEvents().filter(inside);
-  const crowded = shown.filter(({ event }) => ROUTINE.has(event.event)).length * 10 > x1 - x0;
-  for (const { run, event } of shown) {
-    const x = toX(event.step);
-    const color =
-      !labelled && !ROUTINE.has(event.event) ? "#fff" : COMPARED ? lineColor(run) : eventColor(event.event);
-    context.fillStyle = context.strokeStyle = color;
-    if (ROUTINE.has(event.event)) {
-      if (!labelled || x - (lastTick[run] ?? -Infinity) < 3) continue;
-      lastTick[run] = x;
-      drawTick(context, x, y1, crowded ? 0.5 : 3);
-      continue;
-    }
-    context.globalAlpha = 0.75;
-    context.setLineDash([3, 3]);
-    line(context, crisp(x - 0.5), y0, crisp(x - 0.5), y1);
-    context.setLineDash([]);
-    context.globalAlpha = 1;
-    if (labelled) addLabel(context, box, labels, { x, color, kinds: new Set([event.event]) });
-  }
-  context.textAlign = "left";
-  context.textBaseline = "bottom";
-  for (const { color, text, left } of labels) {
-    context.fillStyle = color;
-    context.fillText(text, left, y0 - 2);
-  }
-}
-
-function drawTick(context, x, y, half) {
-  context.beginPath();
-  context.moveTo(x - Math.min(half, 0.5), y - 6);
-  context.lineTo(x + Math.min(half, 0.5), y - 6);
-  context.lineTo(x + half, y);
-  context.lineTo(x - half, y);
-  context.fill();
-}
-
-// Labels that would overlap become one, so that a rare event beside a common one keeps its name.
-function addLabel(context, { x0, x1 }, labels, label) {
-  label.text = [...label.kinds].join(", ");
-  const width = context.measureText(label.text).width;
-  label.left = Math.min(Math.max(label.x - width / 2, x0 - 20), x1 - width + 8);
-  label.right = label.left + width;
-  const last = labels[labels.length - 1];
-  if (!last || label.left > last.right + 6) {
-    labels.push(label);
-    return;
-  }
-  labels.pop();
-  addLabel(context, { x0, x1 }, labels, { ...last, kinds: new Set([...last.kinds, ...label.kinds]) });
-}
-
-const EVENTS = RUNS.flatMap((run, index) =>
-  run.events.filter((event) => event.step !== null).map((event) => ({ run: index, event })),
-).sort((a, b) => a.event.step - b.event.step);
-const visibleEvents = () =>
-  EVENTS.filter(({ run, event }) => !state.hiddenEvents.has(event.event) && !state.hiddenRuns.has(run));
-
-// `options`: label, height, xLabel, over ("step" or "layer"), lines() -> [{name, color, dash, xs, ys, faint, dots,
-// bad, silent}], level() -> {value, label} or null, pick(x), zero (the y axis starts at 0), log (null: by the data).
+// `options`: label, height, xLabel, over ("step", "layer" or "head"), lines() -> [{name, color, dash, xs, ys, faint, dots,
+// bad, silent}], level() -> {value, label} or null, pick(x), zero (the y axis starts at 0), least (it reaches at least so far), log (null: by the data).
 class Plot extends Canvas {
   constructor(options) {
     super(options.height, options.label);
@@ -192,6 +128,7 @@ class Plot extends Canvas {
     if (level && low <= high) take(level.value);
     this.blank = low > high;
     if (this.blank) [low, high] = [0, 1];
+    high = Math.max(high, options.least ?? high);
     this.isLog = smallest < Infinity && (this.log ?? (low > 0 && high / low > 20));
     if (this.isLog) {
       const span = Math.max(Math.log(high / smallest), 0.1) * 0.06;
@@ -231,14 +168,14 @@ class Plot extends Canvas {
     const even = !this.isLog || Math.log10(high / low) < 0.8;
     const format = even ? tickFormat(ys.map(([tick]) => tick)) : (tick) => formatNumber(tick, 3);
     this.axes(context, xs, this.blank ? [] : ys, this.options.xLabel, format);
-    if (this.options.over === "step") drawEvents(context, box, (x) => this.toX(x), true);
-    this.drawLevel(context);
+    if (this.options.over === "step") drawEvents(context, box, (x) => this.toX(x), null);
     context.save();
     context.beginPath();
     context.rect(box.x0 - 1, box.y0 - 1, box.x1 - box.x0 + 2, box.y1 - box.y0 + 2);
     context.clip();
     this.lines.forEach((entry) => this.drawLine(context, entry));
     context.restore();
+    this.drawLevel(context);
     this.drawCursor();
   }
 
@@ -253,10 +190,13 @@ class Plot extends Canvas {
     context.setLineDash([]);
     context.textAlign = "right";
     context.textBaseline = "bottom";
+    context.strokeStyle = css("--card"); // a halo, so that a curve does not cross the words
+    context.lineWidth = 5;
+    context.strokeText(level.label, x1 - 4, y - 3);
     context.fillText(level.label, x1 - 4, y - 3);
   }
 
-  drawLine(context, { xs, ys, color, dash, faint, dots, bad }) {
+  drawLine(context, { xs, ys, color, dash, faint, dots, points, bad }) {
     context.strokeStyle = context.fillStyle = color;
     context.globalAlpha = faint ? 0.28 : 1;
     context.lineWidth = faint ? 1 : 1.6;
@@ -276,7 +216,7 @@ class Plot extends Canvas {
     context.stroke();
     context.setLineDash([]);
     context.globalAlpha = 1;
-    if (dots || xs.length === 1) {
+    if (dots || points || xs.length === 1) {
       for (let i = 0; i < xs.length; i++) {
         if (!Number.isFinite(ys[i])) continue;
         context.beginPath();
@@ -372,29 +312,16 @@ class Plot extends Canvas {
       hideTooltip();
       return;
     }
-    const near = steps
-      ? visibleEvents()
-          .filter((e) => Math.abs(this.toX(e.event.step) - this.toX(x)) < 4)
-          .slice(0, 4)
-      : [];
     showTooltip(
       event,
-      element("b", {}, `${steps ? "step" : "layer"} ${formatInteger(at)}`),
+      element("b", {}, `${this.options.over} ${formatInteger(at)}`),
       element("table", {}, ...rows),
-      ...near.map(({ run, event: e }) =>
-        element(
-          "div",
-          { class: "event" },
-          `${e.event} at ${formatInteger(e.step)}${COMPARED ? " · " + RUNS[run].label : ""}${reason(e)}`,
-        ),
-      ),
+      ...(steps ? eventLines((step) => Math.abs(this.toX(step) - this.toX(x)), null) : []),
     );
     if (steps) state.hover = at;
     redrawCursor();
   }
 }
-
-const reason = (event) => (event.details.reason ? ` · ${event.details.reason}` : "");
 
 function setRange(range) {
   state.range = range;

@@ -32,7 +32,7 @@ class Attention(AttentionHeads):
         options: AttentionOptions = AttentionOptions(),  # noqa: B008 (frozen)
         key_init: Initialiser | None = None,
     ):
-        super().__init__(hidden_size // num_heads, causal, options)
+        super().__init__(hidden_size, num_heads, causal, options)
         d, bias = hidden_size, options.bias
         self.q_proj = Linear(d, d, key_init or xavier_normal(), bias)
         self.k_proj = Linear(d, d, key_init or xavier_normal(), bias)

@@ -86,6 +86,8 @@ class Block(nn.Module, ABC):
 
     final_norm: ClassVar[bool] = False
     """Whether a stack of these blocks ends with a norm of its own."""
+    post_norm: ClassVar[bool] = False
+    """Whether every sublayer is x_{l+1} = LN(alpha x_l + G_l(x_l)), with that `alpha`."""
     attention_matrices: ClassVar[int] = 4
     """d x d products of its self-attention, for its cost: q, k, v and out."""
     families: ClassVar[frozenset[str]] = frozenset({"decoder", "encoder", "encoder_decoder"})

@@ -44,6 +44,8 @@ class DeepNormBlock(SequentialBlock):
     model.norm_eps, so dividing the output projections by alpha turns the model into a plain Post-LN one, exactly.
     """
 
+    post_norm = True
+
     @classmethod
     def objection(cls, config: Any, model: Any) -> str | None:
         if model.init_std is None:

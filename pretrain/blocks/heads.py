@@ -54,15 +54,16 @@ class AttentionHeads(nn.Module):
     """concat_h A_h v_h with A_h = softmax(norm(q_h) norm(k_h)^T / sqrt(d_h)), the norms and rotary positions optional.
 
     Args:
-        head_size: d_h.
+        hidden_size: d.
+        num_heads: H; d_h = d / H.
         causal: position i sees keys 0..i only.
         options: see AttentionOptions; `bias` is the block's business.
     """
 
-    def __init__(self, head_size: int, causal: bool, options: AttentionOptions):
+    def __init__(self, hidden_size: int, num_heads: int, causal: bool, options: AttentionOptions):
         super().__init__()
-        self.head_size = head_size
-        self.q_norm, self.k_norm = query_key_norms(head_size, options)
+        self.num_heads, self.head_size = num_heads, hidden_size // num_heads
+        self.q_norm, self.k_norm = query_key_norms(self.head_size, options)
         self.rotary = options.rotary
         self.core = AttentionCore(causal)
 

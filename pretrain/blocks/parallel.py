@@ -113,7 +113,7 @@ class ParallelBlock(Block):
         options = AttentionOptions(False, place.norm if config.qk_norm else None, place.norm_eps, place.rotary)
         self.input_norm = place.build_norm()
         self.in_proj = InputProjection(d, [m, m] if gated else [m], place.init(), place.bias)
-        self.self_attention = AttentionHeads(d // place.num_heads, place.causal, options)
+        self.self_attention = AttentionHeads(d, place.num_heads, place.causal, options)
         self.activation = ACTIVATIONS[GATED.get(place.activation, place.activation)]
         self.out_proj = OutputProjection(d, m, place.init(), place.bias)
         self.dropout = KeyedDropout(place.dropout, dropout_key(place.name, 0))

@@ -22,6 +22,7 @@ class PostLNConfig(Section):
 class PostLNBlock(SequentialBlock):
     """Xavier with gain 1 everywhere."""
 
+    post_norm = True
     alpha = 1.0
 
     def __init__(self, config: PostLNConfig, place: BlockPlace):

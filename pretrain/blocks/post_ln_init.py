@@ -22,6 +22,7 @@ class PostLNInitConfig(Section):
 class PostLNInitBlock(SequentialBlock):
     """x_{l+1} = LN(x_l + G_l(x_l)); all matrices of layer l, counted from 1 in its stack: Xavier / (N - l + 1)."""
 
+    post_norm = True
     alpha = 1.0
 
     def __init__(self, config: PostLNInitConfig, place: BlockPlace):

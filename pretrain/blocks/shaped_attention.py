@@ -76,7 +76,7 @@ class ShapedAttention(AttentionHeads):
     """
 
     def __init__(self, place: BlockPlace):
-        super().__init__(place.hidden_size // place.num_heads, place.causal, place.attention_options())
+        super().__init__(place.hidden_size, place.num_heads, place.causal, place.attention_options())
         d = place.hidden_size
         self.q_proj = Linear(d, d, normal(0.0), place.bias)
         self.k_proj = Linear(d, d, weight_init(place), place.bias)

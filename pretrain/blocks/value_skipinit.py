@@ -37,7 +37,7 @@ class SkipInitAttention(AttentionHeads):
     """
 
     def __init__(self, place: BlockPlace):
-        super().__init__(place.hidden_size // place.num_heads, place.causal, place.attention_options())
+        super().__init__(place.hidden_size, place.num_heads, place.causal, place.attention_options())
         d = place.hidden_size
         self.q_proj = Linear(d, d, weight_init(place), place.bias)
         self.k_proj = Linear(d, d, weight_init(place), place.bias)

@@ -6,10 +6,12 @@ import sys
 import time
 from typing import Any
 
+from pretrain.checkpoint.restore import trusted
 from pretrain.checkpoint.save import Saved, Saver
 from pretrain.errors import SaveFailed
 from pretrain.parallel import collectives
 from pretrain.state.keep import Keep
+from pretrain.state.reader import Checkpoint
 from pretrain.training.callback import Callback
 from pretrain.training.loop import StepReport, Trainer
 
@@ -28,6 +30,8 @@ class Checkpoints(Callback):
         self.layout, self.texts = layout, texts
         self.saved_step = 0
         """Step of the newest save that has not failed so far."""
+        self.distrusts = False
+        """Whether the state has gone wrong, so that it must not be saved any more."""
         self._saver: Saver | None = None
 
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
@@ -48,9 +52,14 @@ class Checkpoints(Callback):
             SaveFailed: it could not be written; the older ones are whole.
         """
         self._finish_earlier(trainer)
-        if trainer.progress.step > self.saved_step:
+        if trainer.progress.step > self.saved_step and not self.distrusts:
             self._begin(trainer, fresh=True)
             self._finish(trainer)
+
+    def last_trusted(self, trainer: Trainer, newest: int) -> Checkpoint | None:
+        """See `trusted`; a save that is being written is waited for."""
+        self._finish_earlier(trainer)
+        return trusted(trainer.folder.checkpoints, newest)
 
     def on_close(self, trainer: Trainer) -> None:
         """After an exception a save may be running still."""
@@ -67,7 +76,8 @@ class Checkpoints(Callback):
         step, previous = trainer.progress.step, self.saved_step
         self.saved_step = step  # in the state that is saved
         try:
-            self._saver_of(trainer).begin(step, trainer.engine, trainer.state_dict(), start, waited, fresh)
+            state, tensors = trainer.state_dict(), trainer.tensors()
+            self._saver_of(trainer).begin(step, trainer.engine, state, start, waited, fresh, tensors)
         except SaveFailed:
             self.saved_step = previous
             raise

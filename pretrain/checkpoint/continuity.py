@@ -61,6 +61,10 @@ class Continuity(Callback):
             problem = "" if found is None else self._difference(found, saved["loss"], "evaluation loss")
             self._stop_if(collectives.first_text(problem), trainer, step)
 
+    def on_rollback(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
+        """Other samples come next than those that the checkpoint was followed by."""
+        self.recorded, self._resumed = {}, False
+
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
         self._step_seconds = report.step_seconds
         if not self._resumed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from pretrain.checkpoint.snapshot import RNG
 from pretrain.errors import CheckpointError
 from pretrain.parallel import collectives
 from pretrain.parallel.engine import Engine
+from pretrain.state.files import replace_text
 from pretrain.state.index import MOMENTS, WEIGHT
 from pretrain.state.manifest import Manifest
-from pretrain.state.reader import DAMAGED, PREFIX, Checkpoint, list_checkpoints
+from pretrain.state.reader import DAMAGED, LATEST, PREFIX, ROLLED_BACK, Checkpoint, list_checkpoints, step_of
 from pretrain.state.run_files import METRICS
 from pretrain.training.loop import Trainer
 from pretrain.training.run_folder import RunFolder
@@ -41,22 +42,29 @@ MAY_CHANGE = (
     "train.canary",
     "evaluation.",
     "monitors.",
+    "verdicts.",
+    "policy.",
     "checkpoint.",
     "watchdog.",
 )
 """Keys (or sections, with a dot at the end) that may differ between sessions of a run; all others decide its result."""
 
 
-def newest_good(checkpoints: Path) -> tuple[Checkpoint, list[str]]:
+def newest_good(checkpoints: Path, newest: int | None = None) -> tuple[Checkpoint, list[str]]:
     """The newest checkpoint that is whole, and what is wrong with each newer one; those are set aside.
 
     Collective: rank 0 lists, all ranks divide the hashing. A damaged folder is renamed to damaged_step_N, so that it
     counts neither as the newest nor among those that are kept.
 
+    Args:
+        checkpoints: RUN/checkpoints.
+        newest: look only at steps up to this one; default: at all.
+
     Raises:
         CheckpointError: none is whole; nothing is renamed then.
     """
-    names = collectives.share_text("\n".join(folder.name for folder in list_checkpoints(checkpoints))).split()
+    listed = [folder for folder in list_checkpoints(checkpoints) if newest is None or step_of(folder) <= newest]
+    names = collectives.share_text("\n".join(folder.name for folder in listed)).split()
     problems: dict[Path, str] = {}
     for folder in (checkpoints / name for name in names):
         problem = _problem(folder)
@@ -65,12 +73,12 @@ def newest_good(checkpoints: Path) -> tuple[Checkpoint, list[str]]:
             _set_aside(problems)
             return found, [f"{damaged}: {problem}" for damaged, problem in problems.items()]
         problems[folder] = problem
-    listed = "; ".join(
+    damage = "; ".join(
         [f"{folder.name}: {problem}" for folder, problem in problems.items()]
         + [f"{folder.name}: set aside as damaged" for folder in sorted(checkpoints.glob(f"{DAMAGED}{PREFIX}*"))]
     )
     raise CheckpointError(
-        f"{checkpoints}: no checkpoint is whole ({listed or 'there is none'}); "
+        f"{checkpoints}: no checkpoint is whole ({damage or 'there is none'}); "
         "restore one, or start anew with another run.dir"
     )
 
@@ -87,20 +95,55 @@ def _problem(folder: Path) -> str | None:
     return collectives.first_text(found or "") or None
 
 
+def trusted(checkpoints: Path, newest: int) -> Checkpoint | None:
+    """The newest whole checkpoint up to step `newest`, which is the newest of all from now on; None if there is none.
+
+    Collective. Newer ones are renamed to rolled_back_step_N; those that an earlier rollback left behind go.
+
+    Raises:
+        CheckpointError: on every rank, if they cannot be renamed.
+    """
+    try:
+        found, _ = newest_good(checkpoints, newest)
+    except CheckpointError:
+        return None
+
+    def tidy() -> None:
+        for left in checkpoints.glob(f"{ROLLED_BACK}*"):
+            shutil.rmtree(left)
+        for folder in list_checkpoints(checkpoints):
+            if step_of(folder) > found.step:
+                folder.rename(folder.with_name(f"{ROLLED_BACK}{folder.name}"))
+        replace_text(checkpoints / LATEST, f"{found.folder.name}\n")
+
+    _on_first(tidy)
+    return found
+
+
 def _set_aside(damaged: Iterable[Path]) -> None:
-    """Rename them on rank 0. Collective.
+    """Rename them. Collective.
 
     Raises:
         CheckpointError: on every rank, if it cannot.
     """
-    problem = ""
-    try:
-        for folder in damaged if collectives.is_first() else ():
+
+    def rename() -> None:
+        for folder in damaged:
             aside = folder.with_name(f"{DAMAGED}{folder.name}")
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
+
+    _on_first(rename)
+
+
+def _on_first(action: Callable[[], None]) -> None:
+    """Run it on rank 0; if it fails there, fail on every rank."""
+    problem = ""
+    try:
+        if collectives.is_first():
+            action()
     except OSError as error:
-        problem = f"a damaged checkpoint cannot be set aside ({error}); see to the rights in run.dir"
+        problem = f"a checkpoint cannot be set aside ({error}); see to the rights in run.dir"
     if reason := collectives.first_text(problem):
         raise CheckpointError(reason)
 
@@ -152,8 +195,14 @@ def fill_weights(engine: Engine, checkpoint: Checkpoint, moments: bool) -> None:
     engine.publish_weights()
 
 
-def resume(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    """Put everything back: weights, moments, step, data position, callbacks; cut the logs beyond it."""
+def resume(trainer: Trainer, checkpoint: Checkpoint, within_session: bool = False) -> None:
+    """Put everything back: weights, moments, step, data position, callbacks; cut the logs beyond it.
+
+    Args:
+        trainer: at its start, or (`within_session`) between two steps.
+        checkpoint: of this run.
+        within_session: this is a rollback.
+    """
     fill_weights(trainer.engine, checkpoint, moments=True)
     state = checkpoint.training()
     if "data" not in state:
@@ -162,7 +211,7 @@ def resume(trainer: Trainer, checkpoint: Checkpoint) -> None:
         )
     trainer.load_state_dict(state)
     _restore_rng(checkpoint)
-    trainer.resumed(checkpoint)
+    trainer.resumed(checkpoint, within_session)
     trainer.folder.cut_logs(trainer.progress.step)
 
 

@@ -14,10 +14,13 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+from torch import Tensor
 
 from pretrain.checkpoint.snapshot import Snapshot
 from pretrain.errors import SaveFailed
@@ -104,6 +107,7 @@ class Saver:
         since: float,
         waited: float = 0.0,
         fresh: bool = False,
+        tensors: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         """Copy the state, then go on in the background. Collective; no other save may be running.
 
@@ -114,6 +118,7 @@ class Saver:
             since: time.perf_counter() when training began to stand still.
             waited: seconds of that spent on an earlier save.
             fresh: ask the engine anew where its state lies.
+            tensors: what of the trainer's state is too large for JSON; rank 0's are saved.
 
         Raises:
             SaveFailed: on every rank, if no folder could be made, or no copy.
@@ -123,7 +128,7 @@ class Saver:
 
         def prepare() -> None:
             self._make_room(temporary)
-            self._snapshot.take(engine, fresh)
+            self._snapshot.take(engine, fresh, tensors if self._rank == 0 else {})
 
         _together(prepare, "prepare")  # nobody writes before the folder is there
         state = json.dumps(training)

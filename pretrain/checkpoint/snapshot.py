@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -50,12 +51,13 @@ class Snapshot:
         self.buffers: dict[str, Tensor] = {}
         self._runs: list[_Run] = []
 
-    def take(self, engine: Engine, fresh: bool = False) -> None:
+    def take(self, engine: Engine, fresh: bool = False, tensors: Mapping[str, Tensor] = MappingProxyType({})) -> None:
         """Copy the engine's state as it is now.
 
         Args:
             engine: gives the shards.
             fresh: ask it anew where they lie; else only if one of its buffers is gone.
+            tensors: small ones to keep beside them, CPU; not copied.
         """
         sources = [run.source() for run in self._runs]
         if fresh or not sources or any(source is None for source in sources):
@@ -67,7 +69,8 @@ class Snapshot:
             self.buffers[run.quantity][run.at : run.at + run.numel].copy_(source, non_blocking=True)
         if any(run.device.type == "cuda" for run in self._runs):
             torch.cuda.synchronize()
-        self.buffers[RNG] = torch.get_rng_state()
+        self.buffers = {quantity: self.buffers[quantity] for quantity in QUANTITIES}
+        self.buffers |= {RNG: torch.get_rng_state(), **tensors}
 
     def _plan(self, shards: Sequence[Shard]) -> None:
         """Where each shard comes from and goes to: in the order of memory, so that neighbours stay neighbours."""

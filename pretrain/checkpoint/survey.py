@@ -14,7 +14,7 @@ from pretrain.errors import CheckpointError, UserError
 from pretrain.state.keep import Keep, prune, to_remove
 from pretrain.state.manifest import NAME as MANIFEST
 from pretrain.state.manifest import Manifest
-from pretrain.state.reader import DAMAGED, PREFIX, Checkpoint, list_checkpoints, step_of
+from pretrain.state.reader import DAMAGED, PREFIX, ROLLED_BACK, Checkpoint, list_checkpoints, step_of
 from pretrain.state.run_files import CHECKPOINTS, CONFIG
 from pretrain.training.run_folder import RunFolder
 
@@ -56,6 +56,8 @@ def survey(run: Path) -> list[Row]:
     found = [(folder, why.get(step_of(folder), ""), "") for folder in folders]
     for folder in sorted(checkpoints.glob(f"{DAMAGED}{PREFIX}*"), reverse=True):
         found.append((folder, "", "damaged, set aside"))
+    for folder in sorted(checkpoints.glob(f"{ROLLED_BACK}{PREFIX}*"), reverse=True):
+        found.append((folder, "", "rolled back: the run went on from an earlier one"))
     for folder in sorted(checkpoints.glob(f"{TEMPORARY}*")):
         found.append((folder, "", "incomplete: being written, or its session was killed"))
     rows = []

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from pretrain.blocks.registry import BLOCKS
-from pretrain.config.schema import Experiment
+from pretrain.config.messages import did_you_mean
+from pretrain.config.schema import Experiment, VerdictsSection
 from pretrain.data.hf_dataset import PREFIX as HF_DATASET
 from pretrain.data.units import TEXT, unit_name, unit_of
 from pretrain.errors import ConfigError
@@ -231,6 +233,70 @@ def checkpointing_has_layers(experiment: Experiment, machine: Machine) -> None:
         )
 
 
+def wandb_is_installed(experiment: Experiment, machine: Machine) -> None:
+    if not experiment.monitors.wandb:
+        return
+    found = find_spec("wandb")
+    if found is None or found.origin is None:  # a mere folder of that name has no origin
+        raise ConfigError(
+            "monitors.wandb = true needs the package wandb, which is not installed; run `pip install wandb`, "
+            "or set monitors.wandb=false"
+        )
+
+
+TRIGGERS = ("spike", "not_finite", "alarm")
+
+
+def thresholds_rise(experiment: Experiment, machine: Machine) -> None:
+    for key, field in VerdictsSection.model_fields.items():
+        (watch, alarm), (least, most) = getattr(experiment.verdicts, key), field.default
+        if (watch - alarm) * (least - most) < 0:
+            order = "above" if least > most else "below"
+            raise ConfigError(
+                f"verdicts.{key} = [{watch:g}, {alarm:g}] would say alarm before watch; state the pair [watch, alarm] "
+                f"with watch {order} alarm"
+            )
+
+
+def actions_agree(experiment: Experiment, machine: Machine) -> None:
+    for trigger in TRIGGERS:
+        actions = getattr(experiment.policy, f"on_{trigger}")
+        if "stop" in actions and len(actions) > 1:
+            raise ConfigError(
+                f"policy.on_{trigger} = [{', '.join(actions)}] cannot stop and do more; leave out stop (too many "
+                "rollbacks stop by themselves), or all else"
+            )
+
+
+def rollback_has_checkpoints(experiment: Experiment, machine: Machine) -> None:
+    for trigger in TRIGGERS:
+        if "rollback" not in getattr(experiment.policy, f"on_{trigger}"):
+            continue
+        if not experiment.checkpoint.interval:
+            raise ConfigError(
+                f"policy.on_{trigger} has rollback, but checkpoint.interval = 0 leaves nothing to go back to; set "
+                "checkpoint.interval to 1 or more"
+            )
+        if experiment.checkpoint.keep_last == 1:
+            raise ConfigError(
+                f"policy.on_{trigger} has rollback, but checkpoint.keep_last = 1 keeps the newest checkpoint alone, "
+                "which may hold the damage already; set checkpoint.keep_last to 2 or more"
+            )
+
+
+def alarms_have_signals(experiment: Experiment, machine: Machine) -> None:
+    policy = experiment.policy
+    if policy.on_alarm and not experiment.monitors.interval:
+        raise ConfigError(
+            "policy.on_alarm needs verdicts, but monitors.interval = 0 samples no signal; set monitors.interval to 1 "
+            "or more, or policy.on_alarm=[]"
+        )
+    known = [*VerdictsSection.model_fields, "not_finite"]
+    for name in policy.alarm_signals:
+        if name not in known:
+            raise ConfigError(f"policy.alarm_signals: there is no verdict {name!r}; {did_you_mean(name, known)}")
+
+
 def corpora_exist(experiment: Experiment, machine: Machine) -> None:
     corpora = {"data.train": experiment.data.train, "data.validation": experiment.data.validation}
     for key, corpus in corpora.items():
@@ -305,6 +371,11 @@ CHECKS: tuple[Callable[[Experiment, Machine], None], ...] = (
     schedule_fits_run,
     stop_lies_in_run,
     checkpointing_has_layers,
+    wandb_is_installed,
+    thresholds_rise,
+    actions_agree,
+    rollback_has_checkpoints,
+    alarms_have_signals,
     corpora_exist,
     tokenizer_exists,
     vocabulary_has_room,

@@ -25,6 +25,9 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
+Thresholds = tuple[float, float]
+Actions = tuple[Literal["scale_rate", "rollback", "stop"], ...]
+
 BlockChoice = BLOCKS.config_union()
 ObjectiveChoice = OBJECTIVES.config_union()
 ScheduleChoice = SCHEDULES.config_union()
@@ -199,10 +202,93 @@ class MonitorsSection(Section):
 
     interval: NonNegativeInt = 50
     """Steps between two samples of the per-layer signals (step 1 is always sampled); 0: never."""
+    probe_samples: PositiveInt = 4
+    """Validation samples that every sampled step runs through the model, for the signals measured on fixed data."""
+    effective_rank: bool = False
+    """Also measure the effective rank of each layer's output: a singular value decomposition a layer and sample."""
     log_interval: PositiveInt = 1
     """Steps between two lines of metrics.jsonl."""
+    spike_window: Annotated[int, Field(ge=4)] = 128
+    """Losses that spike_score compares a step's loss with."""
     tensorboard: bool = True
     """Write scalars for TensorBoard below RUN/tensorboard."""
+    wandb: bool = False
+    """Show the same scalars in Weights & Biases; needs the package wandb, which keeps its files below RUN/wandb."""
+
+
+class VerdictsSection(Section):
+    """From where on a signal is worth a look (watch) or tells of a run in trouble (alarm), each a pair [watch, alarm];
+    judged with every sample of the depth signals."""
+
+    attention_logit_max: Thresholds = (50.0, 100.0)
+    """Largest |logit|; beyond about 100 softmax is one-hot (ViT-22B; QK-Clip clips at 100)."""
+    attention_logits_above_100: Thresholds = (0.0, 0.001)
+    """Share of the logits beyond 100."""
+    attention_entropy_mean: Thresholds = (0.1, 0.02)
+    """Entropy / log(visible keys), mean over a layer's heads, below which attention is one-hot. Alone it proves
+    nothing: an alarm needs logits above their watch as well."""
+    norm_input_growth: Thresholds = (10.0, 100.0)
+    """Growth of a norm's input since step 1; its gradient falls as the inverse (DeepNet). The bounds are a guess."""
+    gradient_norm_jump: Thresholds = (10.0, 100.0)
+    """A layer's gradient norm against the median of its last samples; a spike, first of the embedding, comes a few
+    steps before a collapse (GLM-130B). The bounds are a guess."""
+    gradient_norm_zero: Thresholds = (1.0, 3.0)
+    """Samples in a row in which no gradient reached a layer."""
+    update_ratio: Thresholds = (0.1, 1.0)
+    """A step's change against the size of the weights; about 0.001 is usual. The bounds are a guess."""
+    adam_rms: Thresholds = (2.3, 10.0)
+    """sqrt(mean(g^2 / v)); from 2.3 on Wortsman et al. 2023 speak of a spike, which the loss follows."""
+    qk_norm_gain_max: Thresholds = (4.0, 8.0)
+    """Largest gain of a QK-norm; sqrt(d_h) gain^2 bounds the logits: 128 and 512 at d_h = 64."""
+    token_cosine: Thresholds = (0.95, 0.99)
+    """Mean cosine of two tokens of a sample, near 1 where they have become alike (Bamboo). The bounds are a guess."""
+    high_frequency_ratio: Thresholds = (0.2, 0.1)
+    """Share of a layer's output in which tokens differ; about sqrt(1 - token_cosine)."""
+    effective_rank: Thresholds = (2.0, 1.2)
+    """Directions in which a layer's outputs lie; 1 is one. The bounds are a guess."""
+    model_update_stuck: Thresholds = (0.8, 0.95)
+    """Share of the model's whole update that was made in the first 10 steps, where it has been flat since: how Post-LN
+    fails without warm-up (DeepNet). The bounds are a guess."""
+    spike_score: Thresholds = (6.0, 12.0)
+    """Robust deviations of the loss above its last values; 6 is where OLMo-core throws a step away."""
+
+
+class PolicySection(Section):
+    """What is done by itself against instability; nothing of it unless stated. A step whose gradient is not finite is
+    never made, whatever stands here."""
+
+    on_outlier: tuple[Literal["skip", "scale_rate"], ...] = ()
+    """For a step whose loss or gradient norm lies more than policy.sigmas robust deviations above the last ones, or
+    whose loss is not finite. skip: it is not made, and its samples are never used again."""
+    on_spike: Actions = ()
+    """When policy.spike_steps batches in a row were outliers or had a spike score above policy.spike_score."""
+    on_not_finite: Actions = ()
+    """When policy.not_finite_steps batches in a row had a loss or gradient that is not finite. Overflows of fp16's
+    dynamic loss scale are not counted."""
+    on_alarm: Actions = ()
+    """When a verdict rises to alarm."""
+    alarm_signals: tuple[str, ...] = ()
+    """Verdicts that policy.on_alarm goes by, such as attention_logit_max; empty: all."""
+    window: Annotated[int, Field(ge=8)] = 128
+    """Steps whose losses and gradient norms outliers and spikes are measured against (OLMo-core: 128)."""
+    sigmas: PositiveFloat = 6.0
+    """Robust deviations from which on a step is an outlier (OLMo-core: 6)."""
+    spike_score: PositiveFloat = 6.0
+    """Robust deviations of the loss from which on a step counts as a spike."""
+    spike_steps: PositiveInt = 3
+    """Batches in a row that make a spike."""
+    not_finite_steps: Annotated[int, Field(ge=1, le=10)] = 3
+    """Batches in a row that are not finite before policy.on_not_finite; after 10 the run ends in any case."""
+    rate_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """scale_rate: factor on the learning rate."""
+    rate_steps: PositiveInt = 100
+    """scale_rate: steps for which it holds."""
+    skip_samples: NonNegativeInt = 0
+    """rollback: samples after the checkpoint that are left out; at least those up to the batch that led to it."""
+    max_rollbacks: PositiveInt = 3
+    """Rollbacks within policy.window_steps steps; where another one would follow, the run stops."""
+    window_steps: PositiveInt = 1000
+    """Steps over which rollbacks are counted."""
 
 
 class CheckpointSection(Section):
@@ -251,6 +337,8 @@ class Experiment(Section):
     train: TrainSection = TrainSection()
     evaluation: EvaluationSection = EvaluationSection()
     monitors: MonitorsSection = MonitorsSection()
+    verdicts: VerdictsSection = VerdictsSection()
+    policy: PolicySection = PolicySection()
     checkpoint: CheckpointSection = CheckpointSection()
     watchdog: WatchdogSection = WatchdogSection()
 

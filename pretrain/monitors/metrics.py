@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pretrain.monitors.spike_score import SpikeScore
 from pretrain.state.run_files import METRICS
 from pretrain.training.callback import Callback
 from pretrain.training.evaluation import Evaluation
@@ -15,10 +16,15 @@ from pretrain.training.loop import StepReport, Trainer
 
 
 class Metrics(Callback):
-    """Writes the step's figures; `latest` is what other sinks show."""
+    """Writes the step's figures; `latest` is what other sinks show.
 
-    def __init__(self) -> None:
+    Args:
+        spike_window: losses that the spike score looks back on.
+    """
+
+    def __init__(self, spike_window: int) -> None:
         self.latest: dict[str, Any] = {}
+        self.spike_score = SpikeScore(spike_window)
 
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
         progress, result = trainer.progress, report.result
@@ -27,6 +33,7 @@ class Metrics(Callback):
             "tokens": progress.tokens,
             "samples": progress.samples,
             "loss": result.loss,
+            "spike_score": self.spike_score.score(result.loss),
             "lr": report.lr,
             "grad_norm": result.grad_norm,
             "grad_norm_clipped": result.grad_norm_clipped,
@@ -34,9 +41,18 @@ class Metrics(Callback):
             "mfu": None,  # the peak of the device is not stated
             "step_seconds": report.step_seconds,
             "data_seconds": report.data_seconds,
+            "skipped_steps": progress.skipped,
+            "nonfinite_count": progress.nonfinite,
         }
+        self.spike_score.add(result.loss)
         if report.step % trainer.experiment.monitors.log_interval == 0:
             trainer.folder.append(METRICS, self.latest)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"spike_score": self.spike_score.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.spike_score.load_state_dict(state.get("spike_score", {}))
 
 
 def summary_line(figures: dict[str, Any]) -> str:

@@ -1,79 +1,76 @@
-"""Root mean square of what enters each norm of the blocks.
+"""Root mean square of what enters each norm of the blocks, and its growth since step 1.
 
 ||dLN/dx|| = O(sqrt(d) / ||x||) (DeepNet, section 3): a growing input is a vanishing gradient.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pretrain.blocks.base import Block
 from pretrain.models.layers import ModelSpec
-from pretrain.models.parameters import row_group
-from pretrain.monitors.signals import Rows, Signal, stack_depths
+from pretrain.monitors.blocks import built_parts, norms_of, part_rows
+from pretrain.monitors.listening import Found, Hooks, add_up, recomputing
+from pretrain.monitors.signals import NOTHING, Part, Profiles, Signal
 from pretrain.parallel.engine import Engine
 
 
 class NormInputs(Signal):
     """RMS over samples, positions and width, a row a layer and norm; padding included, recomputation not.
 
-    Where a design leaves out the norm of a layer, the row shows what would have entered it.
+    Where a design leaves out the norm of a layer, the row shows what would have entered it. The growth is there from
+    step 1 on, also after a resume; not where step 1 was not sampled.
     """
 
-    name = "norm_input_rms"
-
     def __init__(self, spec: ModelSpec):
-        depths = stack_depths(spec)
-        sizes: dict[str, int] = {}
-        for layer in spec.layers:
-            if layer.name.endswith(".layers.0"):  # has the names that all layers of its stack have
-                stack, _ = row_group(layer.name + ".x")
-                with torch.device("meta"):
-                    names = norms_of(layer.factory())
-                sizes |= {f"{stack}.{name}": depths[stack] for name in names}
-        self.rows = Rows.of(sizes)
-        self.handles: list[Any] = []
+        self.rows = part_rows(spec, norms_of)
+        self.hooks = Hooks()
+        self.squares: Found = []
+        self.elements: Counter[int] = Counter()
+        self.first: dict[str, list[float]] | None = None
+        """The RMS at step 1."""
+        self.is_first = False
 
-    def prepare(self, engine: Engine) -> None:
-        self.squares: dict[int, Tensor] = {}
-        self.elements: dict[int, int] = {}
-        for handle in self.handles:  # left by a try of this step that was thrown away
-            handle.remove()
-        self.handles = []
-        for layer, module in engine.layers.built_layers():
-            stack, row = row_group(layer + ".x")
-            for name, norm in norms_of(module).items():
-                index = self.rows.index(f"{stack}.{name}", row)
-                self.handles.append(norm.register_forward_pre_hook(self._listener(index)))
+    def before_step(self, engine: Engine) -> None:
+        self.is_first = self.first is None and engine.optimizer_step_count() == 0
+        self.squares, self.elements = [], Counter()
+        self.hooks.remove()  # left by a try of this step that was thrown away
+        for row, _, norm in built_parts(engine.layers, self.rows, norms_of):
+            self.hooks.add(norm.register_forward_pre_hook(self._listener(row)))
 
-    def _listener(self, index: int) -> Any:
+    def _listener(self, row: int) -> Any:
         def listen(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if not module.training or torch._C._current_graph_task_id() != -1:
-                return  # a validation, or inside a backward pass: an activation is being recomputed
-            x = inputs[0].detach().float()
-            square = x.square().sum()
-            self.squares[index] = self.squares[index] + square if index in self.squares else square
-            self.elements[index] = self.elements.get(index, 0) + x.numel()
+            if module.training and not recomputing():
+                x = inputs[0].detach()
+                self.squares.append((row, x.float().square().sum()))
+                self.elements[row] += x.numel()
 
         return listen
 
-    def collect(self, engine: Engine) -> tuple[Tensor, Tensor]:
-        for handle in self.handles:
-            handle.remove()
-        sums, counts = self.zeros(), self.zeros()
-        if self.squares:
-            rows = torch.tensor(list(self.squares))
-            sums[rows] = torch.stack(list(self.squares.values())).double().cpu()
-            counts[rows] = torch.tensor([self.elements[row] for row in self.squares], dtype=torch.float64)
-        return sums, counts
+    def collect(self, engine: Engine) -> Part:
+        self.hooks.remove()
+        squares, self.squares = add_up(self.squares, [self.rows.total]), []
+        elements = torch.tensor([self.elements[row] for row in range(self.rows.total)], dtype=torch.float64)
+        return Part(torch.cat([squares, elements]), NOTHING)
 
-    def value(self, sums: Tensor, counts: Tensor) -> Tensor:
-        return (sums / counts.clamp(min=1)).sqrt()
+    def profiles(self, sums: Tensor, maxima: Tensor) -> Profiles:
+        squares, elements = sums.chunk(2)
+        rms = self.rows.split((squares / elements.clamp(min=1)).sqrt())
+        if self.is_first:
+            self.first = rms
+        if self.first is None:
+            return {"norm_input_rms": rms}
+        growth = {
+            group: [now / then if then else float("nan") for now, then in zip(values, self.first[group], strict=True)]
+            for group, values in rms.items()
+        }
+        return {"norm_input_rms": rms, "norm_input_growth": growth}
 
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.first is None else {"first": self.first}
 
-def norms_of(module: nn.Module) -> dict[str, nn.Module]:
-    """A block's norms by name; what is no block has none that are asked for here."""
-    return module.norms() if isinstance(module, Block) else {}
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.first = state.get("first")

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pretrain.monitors.metrics import Metrics
+from pretrain.monitors.summaries import StepScalars
 from pretrain.training.callback import Callback
-from pretrain.training.evaluation import Evaluation
 from pretrain.training.loop import StepReport, Trainer
 
-SHOWN = ("loss", "lr", "grad_norm", "grad_norm_clipped", "tokens_per_second")
+if TYPE_CHECKING:
+    from pretrain.state.reader import Checkpoint
 
 
 class TensorBoard(Callback):
-    """Mirrors metrics.jsonl. Used on rank 0 only.
+    """Mirrors metrics.jsonl, and layers.jsonl in summary. Used on rank 0 only.
 
     Args:
-        metrics: whose latest figures are written; stands before this callback.
-        evaluation: whose losses are written; stands before this callback.
+        scalars: of each step.
     """
 
-    def __init__(self, metrics: Metrics, evaluation: Evaluation):
-        self.metrics, self.evaluation = metrics, evaluation
+    def __init__(self, scalars: StepScalars):
+        self.scalars = scalars
         self.writer: Any = None
 
     def on_start(self, trainer: Trainer) -> None:
@@ -31,11 +30,12 @@ class TensorBoard(Callback):
         self.writer = SummaryWriter(str(trainer.folder.path / "tensorboard"), purge_step=trainer.progress.step + 1)
 
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
-        if report.step % trainer.experiment.monitors.log_interval == 0:
-            for name in SHOWN:
-                self.writer.add_scalar(name, self.metrics.latest[name], report.step)
-        if self.evaluation.evaluated_step == report.step:
-            self.writer.add_scalar("validation_loss", self.evaluation.validation_loss, report.step)
+        for name, value in self.scalars.of(trainer, report).items():
+            self.writer.add_scalar(name, value, report.step)
+
+    def on_rollback(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
+        self.on_close(trainer)
+        self.on_start(trainer)
 
     def on_close(self, trainer: Trainer) -> None:
         if self.writer is not None:

@@ -1,35 +1,24 @@
-"""L2 norm of one optimizer step's change of each layer's parameters: ||theta_t - theta_{t-1}||."""
+"""L2 norm of one optimizer step's change of the weights: ||theta_t - theta_{t-1}||."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from pretrain.models.layers import ModelSpec
-from pretrain.models.parameters import row_group
-from pretrain.monitors.signals import Rows, Signal, stack_depths
-from pretrain.parallel.engine import Engine
+from pretrain.monitors.parameter_chunks import Chunk
+from pretrain.monitors.parameters import Measure, Sums
 
 
-class UpdateNorm(Signal):
-    """A row a layer, and one for the embeddings and each final norm. From the fp32 masters that each rank owns."""
+class UpdateNorm(Measure):
+    """All that the step did: Adam at the clipped gradient, and weight decay."""
 
     name = "update_norm"
 
-    def __init__(self, spec: ModelSpec):
-        self.rows = Rows.of(stack_depths(spec))
+    def before_step(self, chunk: Chunk, weights: Tensor) -> None:
+        self.kept[chunk.first] = weights
 
-    def prepare(self, engine: Engine) -> None:
-        shards = list(engine.owned_shards())
-        self.weights = [shard.weight for shard in shards]
-        self.row_of = torch.tensor([self.rows.index(*row_group(shard.name)) for shard in shards])
-        self.before = torch._foreach_mul(self.weights, 1.0)  # one copy of each, in one call
+    def after_step(self, chunk: Chunk, updates: int) -> Tensor:
+        change = self.kept.pop(chunk.first).sub_(chunk.weights())
+        return chunk.squares(change)
 
-    def collect(self, engine: Engine) -> tuple[Tensor, Tensor]:
-        torch._foreach_sub_(self.before, self.weights)
-        norms = torch.stack(torch._foreach_norm(self.before, dtype=torch.float64)).cpu()
-        self.before = ()
-        return self.zeros().index_add_(0, self.row_of, norms.square()), self.zeros()
-
-    def value(self, sums: Tensor, counts: Tensor) -> Tensor:
-        return sums.sqrt()
+    def value(self, sums: Sums) -> Tensor:
+        return sums.rows[self.name].sqrt()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -14,19 +15,42 @@ Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """Why a step must not be made, and the figures that say so."""
+
+    reason: str
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+NOT_FINITE = Refusal("gradient not finite")
+
+Judge = Callable[[float, float], Refusal | None]
+"""judge(loss, gradient norm before clipping) of a step that is about to be made -> why it must not be, or None."""
+
+
+@dataclass(frozen=True)
 class StepResult:
     """One optimizer step.
 
     loss is the sum over the target tokens of the global batch divided by their count; grad_norm is the L2 norm of
-    the whole gradient before clipping, grad_norm_clipped after. A skipped step (gradient not finite) left weights
-    and optimizer state as they were.
+    the whole gradient before clipping, grad_norm_clipped after. A skipped step (gradient not finite, or refused by the
+    judge) left weights and optimizer state as they were.
     """
 
     loss: float
     target_tokens: int
     grad_norm: float
     grad_norm_clipped: float
-    skipped: bool
+    refusal: Refusal | None
+    """Why the step was not made; None if it was."""
+
+    @property
+    def skipped(self) -> bool:
+        return self.refusal is not None
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 @dataclass(frozen=True)
@@ -63,6 +87,17 @@ class Engine(ABC):
     """The layers that this rank holds."""
     before_update: list[Callable[[], None]]
     """Called between the reduction of the gradients and the optimizer's step, on every rank."""
+    judge: Judge | None = None
+    """Asked there about every step whose gradient is finite, on every rank, with the same figures: a judge that goes
+    by nothing but what it has been asked decides the same everywhere. None costs nothing."""
+
+    @property
+    @abstractmethod
+    def backward_scale(self) -> float:
+        """What is propagated backwards in the next step: so many times the gradient of the global batch's mean loss.
+
+        Ranks average their gradients afterwards, so each one's part comes times their number; fp16 has its loss scale.
+        """
 
     @property
     def needs_data(self) -> bool:

@@ -164,8 +164,15 @@ class PipelineEngine(ZeroEngine):
         targets = self._count(micro_batches)
         # DeepSpeed averages over micro-batches and ranks; the loss is a sum over the global batch's tokens / count.
         scale = len(micro_batches) * self.data_parallel_size / max(targets, 1)
+        self._micro_batch_count = len(micro_batches)
         loss = self.deepspeed.train_batch(self._micro_batches(micro_batches, scale))
         return self.result(float(loss), targets, skipped_before)
+
+    def loss_share(self) -> float:
+        if self.stage < self.num_stages - 1:
+            return 0.0
+        # Summed over micro-batches; the scale of each counts on the mean over them and over ranks.
+        return float(self.deepspeed.total_loss) / (self._micro_batch_count * self.data_parallel_size)
 
     def evaluate(self, micro_batches: Sequence[Batch]) -> tuple[float, int]:
         batches, count = len(micro_batches), self._count(micro_batches)

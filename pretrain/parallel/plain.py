@@ -74,6 +74,7 @@ class PlainEngine(ZeroEngine):
         # DeepSpeed averages over micro-batches and ranks; the loss is a sum over the global batch's tokens / count.
         scale = len(micro_batches) * self.data_parallel_size / max(targets, 1)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._loss_sum, self._targets = total, max(targets, 1)
         for batch in micro_batches:
             loss = self._summed_loss(batch, self.loss)
             total += loss.detach()
@@ -81,6 +82,9 @@ class PlainEngine(ZeroEngine):
             self.deepspeed.step()
         loss_sum = float(collectives.sum_over(total.cpu()))
         return self.result(loss_sum / max(targets, 1), targets, skipped_before)
+
+    def loss_share(self) -> float:
+        return float(self._loss_sum) / self._targets
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[Batch]) -> tuple[float, int]:

@@ -39,9 +39,11 @@ class ReplicatedEngine(PlainEngine):
         optimizer, clip = self.deepspeed.optimizer, self.deepspeed.gradient_clipping()
         gradients = [p.grad for p in self.layers.parameters() if p.grad is not None]
         norm = float(torch.stack(torch._foreach_norm(gradients)).norm())
+        self.refusal = None
+        admitted = self.admits(lambda: norm) and math.isfinite(norm)
         # These two DeepSpeed's engine reads from any of its optimizers.
-        optimizer.overflow = not math.isfinite(norm)
-        optimizer._global_grad_norm = norm if math.isfinite(norm) else math.inf
+        optimizer.overflow = not admitted
+        optimizer._global_grad_norm = norm if admitted else math.inf
         if optimizer.overflow:
             return None
         if clip:

@@ -19,6 +19,7 @@ from pretrain.state.writer import INDEX, TRAINING, rank_file
 LATEST = "latest"
 PREFIX = "step_"
 DAMAGED = "damaged_"
+ROLLED_BACK = "rolled_back_"
 MOST_OPEN = 64
 """Files of one checkpoint that are open at a time."""
 

@@ -14,6 +14,7 @@ CONFIG = "config.yaml"
 TOKENIZER = "tokenizer.model"
 DEEPSPEED = "deepspeed.json"
 SUMMARY = "summary.json"
+VERDICTS = "verdicts.json"
 METRICS, LAYERS, EVENTS = "metrics.jsonl", "layers.jsonl", "events.jsonl"
 CHECKPOINTS = "checkpoints"
 

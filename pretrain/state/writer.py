@@ -34,7 +34,7 @@ def write_rank_file(folder: Path, rank: int, pieces: Sequence[Piece], buffers: d
         rank: number of the file.
         pieces: what the flat buffers hold; `at` counts from the buffers' start.
         buffers: "weight" and, where there is optimizer state, "exp_avg" and "exp_avg_sq": fp32, flat, all of one
-            length; and any small tensors beside them (names starting with "rng").
+            length; and any small tensors beside them (the generator's state, what monitors keep).
 
     Returns:
         Size and SHA-256 of the file.

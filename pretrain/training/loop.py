@@ -14,14 +14,14 @@ from pretrain.data.loader import BatchLoader
 from pretrain.errors import Diverged
 from pretrain.models.layers import ModelSpec
 from pretrain.parallel import collectives
-from pretrain.parallel.engine import Engine, StepResult
+from pretrain.parallel.engine import Engine, Refusal, StepResult
 from pretrain.state.reader import Checkpoint
-from pretrain.training.callback import Callback
+from pretrain.training.callback import Callback, Remedy
 from pretrain.training.progress import Progress, Stop
 from pretrain.training.run_folder import RunFolder
 
 SKIPS_IN_A_ROW = 10
-"""Steps without a finite gradient after which a run gives up."""
+"""Batches from which no step could be made after which a run gives up."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ class Trainer:
         self.schedule, self.tokens_per_sample, self.folder = schedule, tokens_per_sample, folder
         self.callbacks = list(callbacks)
         self.progress = Progress()
+        self.rate = 1.0
+        """Factor on the schedule's rate, for a policy."""
         self.stop = Stop.NO
         """Why this rank wants to stop; `_agreed_stop` is what all ranks act on."""
         self.doing = "start"
@@ -84,13 +86,18 @@ class Trainer:
         """Train until the end, a signal, or the step to stop at; returns why.
 
         Raises:
-            Diverged: the gradient stayed not finite.
+            Diverged: batch after batch was thrown away.
         """
         try:
             self._each("on_start")
             stop = self._agreed_stop()
             while stop == Stop.NO:
-                self._step(self.progress.step + 1)
+                try:
+                    self._step(self.progress.step + 1)
+                except Remedy as remedy:
+                    self._each("on_give_up")
+                    self.doing = "checkpoint"
+                    remedy.apply(self)
                 stop = self._agreed_stop()
             self.stop = stop
             self._each("on_end")
@@ -100,22 +107,23 @@ class Trainer:
             self.loader.close()
 
     def _step(self, step: int) -> None:
-        """One step that counts; batches without a finite gradient are skipped on the way."""
+        """One step that counts; batches that give none are skipped on the way."""
         self._each("on_step_begin", step)
         for _ in range(SKIPS_IN_A_ROW):
             start, self.doing = time.perf_counter(), "data"
             batches = self.loader.next() if self.engine.needs_data else self.loader.pass_by()
             data_seconds, self.doing = time.perf_counter() - start, "step"
-            lr = self.experiment.optimizer.lr * self.schedule.factor(step)
+            lr = self.experiment.optimizer.lr * self.schedule.factor(step) * self.rate
             result = self.engine.train_step(batches, lr)
             seconds = time.perf_counter() - start
             self.progress.seconds += seconds
-            if not result.skipped:
+            if result.refusal is None:
                 break
-            self._skip(step, result)
+            reason = result.refusal.reason
+            self._skip(step, result, result.refusal)
         else:
             raise Diverged(
-                f"step {step}: the gradient was not finite in {SKIPS_IN_A_ROW} batches in a row; "
+                f"step {step}: {SKIPS_IN_A_ROW} batches in a row gave no step ({reason}); "
                 "lower optimizer.lr, lengthen schedule.warmup_steps, or start from an earlier checkpoint"
             )
         self.progress.step = step
@@ -124,12 +132,15 @@ class Trainer:
         self.progress.loss = result.loss
         self._each("on_step_end", StepReport(step, result, lr, seconds, data_seconds))
 
-    def _skip(self, step: int, result: StepResult) -> None:
+    def _skip(self, step: int, result: StepResult, refusal: Refusal) -> None:
         """Neither step, schedule nor Adam advance; the batch's sample ranges join the data state."""
         ranges = [list(pair) for pair in self.loader.last_ranges]
         self.loader.skip(ranges)
         self.progress.skipped += 1
-        self.folder.event("skip", step, reason="gradient not finite", loss=result.loss, sample_ranges=ranges)
+        self.progress.nonfinite += not result.finite
+        figures = {"loss": result.loss, "grad_norm": result.grad_norm, **refusal.figures}
+        self.folder.event("skip", step, reason=refusal.reason, **figures, sample_ranges=ranges)
+        self._each("on_skip", step, result)
         self._each("on_step_begin", step)
 
     def request_stop(self, reason: Stop) -> None:
@@ -163,9 +174,13 @@ class Trainer:
             "callbacks": {type(callback).__name__: callback.state_dict() for callback in self.callbacks},
         }
 
-    def resumed(self, checkpoint: Checkpoint) -> None:
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What callbacks give a checkpoint beside that."""
+        return {name: tensor for callback in self.callbacks for name, tensor in callback.tensors().items()}
+
+    def resumed(self, checkpoint: Checkpoint, within_session: bool) -> None:
         """Tell the callbacks that this checkpoint's state is in place."""
-        self._each("on_resume", checkpoint)
+        self._each("on_rollback" if within_session else "on_resume", checkpoint)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.progress.load_state_dict(state["progress"])

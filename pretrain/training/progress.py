@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any
 
-from pretrain.errors import EXIT_DONE, EXIT_ORPHANED, EXIT_STOPPED_BY_SIGNAL
+from pretrain.errors import EXIT_DONE, EXIT_ORPHANED, EXIT_STOPPED_BY_SIGNAL, EXIT_UNSTABLE
 
 
 class Stop(IntEnum):
@@ -18,16 +18,20 @@ class Stop(IntEnum):
     SIGINT = 3
     SIGTERM = 4
     ORPHANED = 5
+    UNSTABLE = 6
 
     @property
     def reason(self) -> str:
         """As events.jsonl has it."""
-        return self.name.lower() if self < Stop.SIGINT else self.name if self < Stop.ORPHANED else "launcher died"
+        if self == Stop.ORPHANED:
+            return "launcher died"
+        return self.name if self in (Stop.SIGINT, Stop.SIGTERM) else self.name.lower()
 
     @property
     def exit_code(self) -> int:
         return {
             Stop.ORPHANED: EXIT_ORPHANED,
+            Stop.UNSTABLE: EXIT_UNSTABLE,
             Stop.SIGINT: EXIT_STOPPED_BY_SIGNAL,
             Stop.SIGTERM: EXIT_STOPPED_BY_SIGNAL,
         }.get(self, EXIT_DONE)
@@ -47,7 +51,9 @@ class Progress:
     loss: float | None = None
     """Training loss of the last step."""
     skipped: int = 0
-    """Steps that were thrown away because the gradient was not finite."""
+    """Steps that were thrown away, for whatever reason."""
+    nonfinite: int = 0
+    """Of these, the ones whose gradient was not finite."""
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)

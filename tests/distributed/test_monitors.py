@@ -1,4 +1,4 @@
-"""The depth signals of every layout against a direct computation on the whole model, in fp64."""
+"""The signals of the parameters in every layout against a direct computation on the whole model, in fp64."""
 
 from __future__ import annotations
 
@@ -11,67 +11,98 @@ import torch
 from harness import Group, run_group
 
 torch.set_num_threads(1)
-WIDE = {"model.dropout": 0.0}
 LAYOUTS = {
-    "one": (1, WIDE),
-    "zero1_dp2": (2, WIDE),
-    "zero0_dp2": (2, {**WIDE, "parallel.zero_stage": 0}),
-    "offload_zero2_dp2_recomputed": (
+    "one": (1, {}),
+    "zero1_dp2": (2, {}),
+    "zero0_dp2": (2, {"parallel.zero_stage": 0}),
+    "zero2_dp2_rezero": (2, {"parallel.zero_stage": 2, "model.block": {"kind": "rezero"}}),
+    "offload_zero2_dp2": (2, {"parallel.zero_stage": 2, "parallel.offload_optimizer": True}),
+    "zero3_dp2_recomputed_qk_norm": (
         2,
-        {**WIDE, "parallel.zero_stage": 2, "train.activation_checkpointing": 2, "parallel.offload_optimizer": True},
+        {"parallel.zero_stage": 3, "train.activation_checkpointing": 2, "model.qk_norm": True},
     ),
-    "zero3_dp2_recomputed": (2, {**WIDE, "parallel.zero_stage": 3, "train.activation_checkpointing": 2}),
-    "pp2": (2, {**WIDE, "parallel.pipeline_stages": 2}),
-    "pp2_pre_ln_recomputed": (
-        2,
-        {
-            **WIDE,
-            "parallel.pipeline_stages": 2,
-            "train.activation_checkpointing": 1,
-            "model.block": {"kind": "pre_ln"},
-            "model.tie_embeddings": False,
-        },
+    "pp2": (2, {"parallel.pipeline_stages": 2}),
+    "pp2_dp2_untied_pre_ln": (
+        4,
+        {"parallel.pipeline_stages": 2, "model.block": {"kind": "pre_ln"}, "model.tie_embeddings": False},
     ),
 }
+BRANCHES = ("self_attention", "cross_attention", "ffn")
+OF_PARAMETERS = {"gradient_norm", "weight_norm", "update_norm", "update_ratio", "adam_rms"}
 PLAIN = ("one", "pp2")
 PLANTED = ("encoder.layers.1", "decoder.layers.0")
 ROWS = ("encoder.layers.0", "token_embedding")
 
 
-def assembled(per_rank):
-    """{name: fp64 weights in their shape}"""
-    shapes, parts = {}, {}
-    for shards in per_rank:
-        for name, shape, start, _, values in shards:
-            shapes[name] = shape
-            parts.setdefault(name, []).append((start, torch.from_numpy(values)))
+def changes_of(layout):
+    return {"model.dropout": 0.0, "optimizer.clip_norm": 0.3, **LAYOUTS[layout][1]}
+
+
+def rows_of(name):
+    """All (group, row) in which a parameter counts: its layer and its part of the layer, or a row of its own."""
+    if ".layers." not in name:
+        return [(targets.row_of(name), 0)]
+    stack, _, index, *own = name.split(".")
+    by_role = [role for role in ("norm", "gain") if any(role in piece for piece in own)]
+    return [(stack, int(index)), (f"{stack}.{by_role[0] + 's' if by_role else own[0]}", int(index))]
+
+
+def profile(tensors, of=lambda squares, elements: math.sqrt(squares)):
+    """{group: [of(sum of squares, elements) of row 0, 1, ...]} over all elements of a row's tensors."""
+    sums = {}
+    for name, tensor in tensors.items():
+        for group, row in rows_of(name):
+            squares, elements = sums.setdefault(group, {}).get(row, (0.0, 0))
+            sums[group][row] = squares + float(tensor.square().sum()), elements + tensor.numel()
+    return {group: [of(*rows[row]) for row in range(len(rows))] for group, rows in sums.items()}
+
+
+def clipping(config, gradients):
+    """The factor on all gradients."""
+    norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients.values()))
+    return min(1.0, config.optimizer.clip_norm / norm)
+
+
+def expected_figures(config, ranks):
+    """Figure -> profile, from the fp32 tensors that the shards hold."""
+    before, after, gradients, exp_avg_sq = (
+        targets.assembled([rank[which] for rank in ranks]) for which in ("before", "after", "gradients", "exp_avg_sq")
+    )
+    (updates,) = {rank["updates"] for rank in ranks}
+    unbiased, eps = 1 - config.optimizer.betas[1] ** updates, config.optimizer.eps
+    changes = {name: after[name] - weight for name, weight in before.items()}
+    clipped = {name: clipping(config, gradients) * gradient for name, gradient in gradients.items()}
+    steps = {name: g / (exp_avg_sq[name] / unbiased).sqrt().clamp(min=eps) for name, g in clipped.items()}
+    weight_norm, update_norm = profile(before), profile(changes)
     return {
-        name: torch.cat([values for _, values in sorted(found, key=lambda part: part[0])]).double().view(shapes[name])
-        for name, found in parts.items()
+        "gradient_norm": profile(gradients),
+        "weight_norm": weight_norm,
+        "update_norm": update_norm,
+        "update_ratio": {
+            group: [
+                update / weight if weight else math.nan for update, weight in zip(update_norm[group], rows, strict=True)
+            ]
+            for group, rows in weight_norm.items()
+        },
+        "adam_rms": profile(steps, lambda squares, elements: math.sqrt(squares / elements)),
     }
 
 
-def expected_rms(config, weights):
-    """{group: [RMS of what enters the norm of layer 0, 1, ...]} over the whole second batch."""
-    _, entered = equations.encoder_decoder(weights, config.model, targets.global_batch(1))
-    return {group: [float(x.square().mean().sqrt()) for x in layers] for group, layers in entered.items()}
-
-
-def expected_update(before, after):
-    """{group: [norm of the change of layer 0, 1, ...]}"""
-    squares = {}
-    for name, weight in before.items():
-        parts = targets.row_of(name).split(".layers.")
-        group, row = parts[0], int(parts[1]) if len(parts) > 1 else 0
-        rows = squares.setdefault(group, {})
-        rows[row] = rows.get(row, 0.0) + float((after[name] - weight).square().sum())
-    return {group: [math.sqrt(rows[row]) for row in range(len(rows))] for group, rows in squares.items()}
+def gradients_by_hand(config, weights):
+    """Autograd through the papers' equations in fp64: the mean loss over the whole second batch."""
+    weights = {name: weight.requires_grad_() for name, weight in weights.items()}
+    batch = targets.global_batch(1)
+    logits, _ = equations.encoder_decoder(weights, config.model, batch)
+    loss, count = equations.summed_loss(logits, batch["labels"])
+    names, tensors = zip(*weights.items(), strict=True)
+    found = torch.autograd.grad(loss / count, tensors, allow_unused=True, materialize_grads=True)
+    return dict(zip(names, found, strict=True))
 
 
 def close(found, expected, rel=1e-5):
     assert found.keys() == expected.keys()
     for group, values in expected.items():
-        assert found[group] == pytest.approx(values, rel=rel), group
+        assert found[group] == pytest.approx(values, rel=rel, nan_ok=True), group
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +112,9 @@ def sampled(tmp_path_factory):
 
     def get(layout):
         if layout not in done:
-            processes, changes = LAYOUTS[layout]
-            planted = PLANTED if layout in PLAIN else ()
-            log = str(tmp_path_factory.mktemp("log"))
-            done[layout] = (
-                targets.experiment(changes),
-                run_group(targets.signals, processes, changes, log, planted, ROWS),
-            )
+            changes, log = changes_of(layout), str(tmp_path_factory.mktemp("log"))
+            ranks = run_group(targets.signals, LAYOUTS[layout][0], changes, log, targets.parameters)
+            done[layout] = targets.experiment(changes), ranks
         return done[layout]
 
     return get
@@ -95,51 +122,124 @@ def sampled(tmp_path_factory):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 class TestDirect:
-    def test_norm_inputs(self, sampled, layout):
-        """Recomputed forwards are not counted, nor is the first, unsampled step."""
+    def test_every_figure_of_the_parameters(self, sampled, layout):
+        """In every row; a tied embedding counts once, and the clipping that Adam's RMS takes out is a real one."""
         config, ranks = sampled(layout)
-        weights = assembled([rank["before"] for rank in ranks])
+        expected = expected_figures(config, ranks)
+        assert set(expected) == OF_PARAMETERS
+        assert clipping(config, targets.assembled([rank["gradients"] for rank in ranks])) < 0.9
         for rank in ranks:
-            close(rank["rows"]["norm_input_rms"], expected_rms(config, weights))
+            for name, groups in expected.items():
+                close(rank["profiles"][2][name], groups)
 
-    def test_update_norm(self, sampled, layout):
-        """From the fp32 masters; rows for all that has parameters (a tied embedding once), none for the head."""
+    def test_gradients_are_those_of_the_whole_model(self, sampled, layout):
+        """1e-4: an fp32 gradient is a sum with more cancellation than its norm's reduction has."""
         config, ranks = sampled(layout)
-        before, after = (assembled([rank[when] for rank in ranks]) for when in ("before", "after"))
-        groups = {"token_embedding", "encoder.embeddings", "encoder", "decoder.embeddings", "decoder"}
-        if config.model.block.kind == "pre_ln":
-            groups |= {"output_projection", "encoder.final_norm", "decoder.final_norm"}
+        expected = profile(gradients_by_hand(config, targets.assembled([rank["before"] for rank in ranks])))
         for rank in ranks:
-            found = rank["rows"]["update_norm"]
-            assert set(found) == groups
-            assert min(value for values in found.values() for value in values) > 0
-            close(found, expected_update(before, after))
+            close(rank["profiles"][2]["gradient_norm"], expected, rel=1e-4)
+
+    def test_the_groups(self, sampled, layout):
+        """Rows for all that has parameters, none for a head that has not. ReZero's encoder has not begun to learn."""
+        kind = sampled(layout)[0].model.block.kind
+        role = "gains" if kind == "rezero" else "norms"
+        expected = {f"{stack}.{part}" for stack in ("encoder", "decoder") for part in (*BRANCHES, role)}
+        expected.remove("encoder.cross_attention")
+        expected |= {"token_embedding", "encoder.embeddings", "encoder", "decoder.embeddings", "decoder"}
+        if kind == "pre_ln":
+            expected |= {"output_projection", "encoder.final_norm", "decoder.final_norm"}
+        for rank in sampled(layout)[1]:
+            for name in OF_PARAMETERS:
+                found = rank["profiles"][2][name]
+                assert set(found) == expected
+                if kind != "rezero":
+                    assert min(value for values in found.values() for value in values) > 0, name
+
+    def test_scalars(self, sampled, layout):
+        """A learned number is shown as it is after the step, the gains of QK-norms by their largest."""
+        config, ranks = sampled(layout)
+        after, found = targets.assembled([rank["after"] for rank in ranks]), [rank["profiles"][2] for rank in ranks]
+        expected = {}
+        if config.model.block.kind == "rezero":
+            expected["scalar_gain"] = lambda n: [float(after[f"{n[0]}.{n[1]}_gain.weight"])]
+        if config.model.qk_norm:
+            expected["qk_norm_gain_max"] = lambda n: [
+                float(after[f"{n[0]}.{n[1]}.{which}_norm.weight"].abs().max()) for which in "qk"
+            ]
+        shown = {name for name in found[0] if name.startswith("scalar_") or "gain" in name}
+        assert shown == set(expected)
+        for profiles in found:
+            for name, values in expected.items():
+                for group, rows in profiles[name].items():
+                    stack, sublayer = group.split(".")
+                    direct = [max(values((f"{stack}.layers.{row}", sublayer))) for row in range(2)]
+                    assert rows == direct, (name, group)
 
     def test_no_hook_stays(self, sampled, layout):
-        assert [rank["hooks"] for rank in sampled(layout)[1]] == [0] * LAYOUTS[layout][0]
+        assert {rank["hooks"] for rank in sampled(layout)[1]} == {0}
 
-    @pytest.mark.parametrize("row", ROWS)
-    def test_an_update_of_one_row_is_seen_there_alone(self, sampled, layout, row):
-        _, ranks = sampled(layout)
-        weights = assembled([rank["after"] for rank in ranks])
-        norm = math.sqrt(sum(float(w.square().sum()) for name, w in weights.items() if targets.row_of(name) == row))
-        group, _, index = row.partition(".layers.")
-        for rank in ranks:
-            moved = {(g, i): v for g, values in rank["moved"][row].items() for i, v in enumerate(values) if v}
-            assert moved == {(group, int(index or 0)): pytest.approx(9 * norm, rel=1e-5)}
+
+@pytest.fixture(scope="module")
+def plants(tmp_path_factory):
+    """`plants(layout)`: what each rank sees of planted changes."""
+    done = {}
+
+    def get(layout):
+        if layout not in done:
+            processes, changes, log = LAYOUTS[layout][0], changes_of(layout), str(tmp_path_factory.mktemp("log"))
+            done[layout] = run_group(targets.planted, processes, changes, log, targets.parameters, PLANTED, ROWS)
+        return done[layout]
+
+    return get
+
+
+def cells(groups):
+    return {(group, row): value for group, values in groups.items() for row, value in enumerate(values)}
+
+
+def belongs(group, row, planted):
+    """Whether a cell is one of the planted row of the model: the whole layer's, or a part's."""
+    owner, _, index = planted.partition(".layers.")
+    parts = {f"{owner}.{part}" for part in (*BRANCHES, "norms")} if index else set()
+    return row == int(index or 0) and group in {owner} | parts
+
+
+@pytest.mark.parametrize("layout", PLAIN)
+@pytest.mark.parametrize("planted", ROWS)
+def test_gradients_scaled_tenfold_move_their_rows_alone(plants, layout, planted):
+    for rank in plants(layout):
+        still, found = (cells(side["gradient_norm"]) for side in (rank["still"], rank["gradients"][planted]))
+        assert still.keys() == found.keys()
+        for (group, row), value in still.items():
+            factor = 10 if belongs(group, row, planted) else 1
+            assert found[group, row] == pytest.approx(factor * value, rel=1e-5), (group, row)
+
+
+@pytest.mark.parametrize("layout", PLAIN)
+@pytest.mark.parametrize("planted", ROWS)
+def test_an_update_of_one_row_is_seen_there_alone(plants, layout, planted):
+    """w -> 10 w has the norm 9 ||w|| and is nine times the weights; from then on they are ten times as large."""
+    norms = cells(profile(targets.assembled([rank["weights"] for rank in plants(layout)])))
+    for rank in plants(layout):
+        moving, moved = rank["moved"][planted]
+        for (group, row), norm in norms.items():
+            own = belongs(group, row, planted)
+            assert moving["update_norm"][group][row] == pytest.approx(9 * norm if own else 0, rel=1e-5, abs=0)
+            assert moving["update_ratio"][group][row] == pytest.approx(9 if own else 0, rel=1e-5, abs=0)
+            assert moving["weight_norm"][group][row] == pytest.approx(norm, rel=1e-5)
+            assert moved["weight_norm"][group][row] == pytest.approx(10 * norm if own else norm, rel=1e-5)
 
 
 @pytest.mark.parametrize("layout", PLAIN)
 @pytest.mark.parametrize("planted", PLANTED)
-def test_a_layer_scaled_tenfold_moves_its_rows_alone(sampled, layout, planted):
+def test_a_layer_scaled_tenfold_moves_its_norm_inputs_alone(plants, layout, planted):
     """alpha x + G(x) times ten enters the norms of that layer; LN takes the factor out again (but for eps)."""
     stack, index = planted.split(".layers.")
-    for rank in sampled(layout)[1]:
-        for group, values in rank["still"]["norm_input_rms"].items():
-            for row, value in enumerate(values):
-                factor = 10 if group.startswith(f"{stack}.") and row == int(index) else 1
-                found = rank["planted"][planted]["norm_input_rms"][group][row]
-                assert found == pytest.approx(factor * value, rel=1e-3), (group, row)
+    for rank in plants(layout):
+        for (group, row), value in cells(rank["still"]["norm_input_rms"]).items():
+            factor = 10 if group.startswith(f"{stack}.") and row == int(index) else 1
+            found = rank["scaled"][planted]["norm_input_rms"][group][row]
+            assert found == pytest.approx(factor * value, rel=1e-3), (group, row)
         assert {value for values in rank["still"]["update_norm"].values() for value in values} == {0.0}
 
 
@@ -148,13 +248,11 @@ def test_a_head_that_is_a_stage_of_its_own(tmp_path):
 
     The ranks must still do the same collectives: DeepSpeed reduces the gradient norm once a parameter group.
     """
-    changes = {**WIDE, "parallel.pipeline_stages": 2, "model.encoder_layers": 1, "model.decoder_layers": 1}
+    changes = {**changes_of("pp2"), "model.encoder_layers": 1, "model.decoder_layers": 1}
     changes |= {"model.hidden_size": 4, "model.ffn_size": 4, "data.pad_vocab_to": 400_000}
     config = targets.experiment(changes)
     *others, head = targets.model_spec(config).layers
     assert head.cost > 100 * sum(layer.cost for layer in others)
-    ranks = Group(targets.signals, 2, changes, str(tmp_path)).results(timeout=40.0)
-    before, after = (assembled([rank[when] for rank in ranks]) for when in ("before", "after"))
+    ranks = Group(targets.signals, 2, changes, str(tmp_path), targets.parameters).results(timeout=40.0)
     for rank in ranks:
-        close(rank["rows"]["norm_input_rms"], expected_rms(config, before))
-        close(rank["rows"]["update_norm"], expected_update(before, after))
+        close(rank["profiles"][2]["update_norm"], expected_figures(config, ranks)["update_norm"])

@@ -91,11 +91,14 @@ def test_a_loss_scale_goes_on(command, tmp_path):
 
 
 def test_bf16_resumes_exactly(command, tmp_path):
-    bf16 = ("train.precision=bf16", PP2)
+    bf16 = ("train.precision=bf16", "monitors.spike_window=4", PP2)
     train(command("whole", *bf16), 2)
     train(command("run", *bf16, "train.stop_at_step=5"), 2)
     train(command("run", *bf16), 2)
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    scores = figures(tmp_path / "whole", "spike_score")
+    assert [score is None for score in scores] == [True] * 4 + [False] * 4
+    assert figures(tmp_path / "run", "spike_score") == scores, "it looks back beyond the resume"
 
 
 def damage(kind: str, folder) -> None:

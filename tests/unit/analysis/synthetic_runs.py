@@ -86,6 +86,38 @@ def write_run(folder: Path, steps: int = 20, every: int = 5, config: dict[str, A
     return folder
 
 
+LAYER_PARTS = ("", ".self_attention", ".ffn", ".norms", ".gains")
+PARAMETER_FIGURES = ("gradient_norm", "weight_norm", "update_norm", "update_ratio", "adam_rms")
+NORM_FIGURES = ("norm_input_rms", "norm_input_growth", "norm_input_gradient")
+ATTENTION_FIGURES = (
+    "attention_logit_max",
+    "attention_logits_above_100",
+    "attention_entropy_mean",
+    "attention_entropy_min",
+)
+SMOOTHING_FIGURES = ("token_cosine", "high_frequency_ratio", "effective_rank")
+EDGES = ("token_embedding", "encoder.embeddings", "decoder.embeddings", "decoder.final_norm", "output_projection")
+
+
+def every_figure(encoder: int, decoder: int, heads: int) -> dict[tuple[str, str], tuple[int, ...]]:
+    """(figure, group) -> shape of a sample, of all figures that a run of an encoder-decoder may log."""
+    stacks = {"encoder": encoder, "decoder": decoder}
+    shapes: dict[tuple[str, str], tuple[int, ...]] = {}
+    for stack, layers in stacks.items():
+        attentions = [f"{stack}.self_attention", *(["decoder.cross_attention"] if stack == "decoder" else [])]
+        parts = [stack, *attentions, *(stack + part for part in LAYER_PARTS[2:])]
+        shapes |= {(figure, group): (layers,) for figure in PARAMETER_FIGURES for group in parts}
+        shapes |= {(figure, group): (layers,) for figure in NORM_FIGURES for group in [*attentions, f"{stack}.ffn"]}
+        shapes |= {(figure, group): (layers, heads) for figure in ATTENTION_FIGURES for group in attentions}
+        shapes |= {(figure, stack): (layers,) for figure in SMOOTHING_FIGURES}
+        shapes |= {(f"scalar_{name}", attentions[0]): (layers, heads) for name in ("alpha", "beta", "gamma")}
+        shapes["scalar_gain", stack] = (layers,)
+        shapes |= {("qk_norm_gain_max", group): (layers,) for group in attentions}
+    shapes |= {(figure, edge): (1,) for figure in PARAMETER_FIGURES for edge in EDGES}
+    updates = ("model_update", "model_update_step", "model_update_bound")
+    return shapes | {(figure, "model"): (1,) for figure in updates}
+
+
 def embedded(page: Path) -> dict[str, Any]:
     """The data inside a report, read as strictly as a browser does."""
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.DOTALL)

@@ -96,10 +96,38 @@ def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
         read_run(path).metrics["loss"].values, [math.nan, math.inf, math.nan, -math.inf, math.nan, math.inf]
     )
     np.testing.assert_array_equal(
-        signal(path, "update_norm", "encoder").values, [[1.0, math.nan, math.nan, math.inf, math.nan]]
+        signal(path, "update_norm", "encoder").values, [[1.0, math.nan, math.nan, math.inf, 2.0]]
     )
     assert [s.group for s in read_run(path).layers] == ["encoder", "odd", "nested"]
-    assert np.isnan(signal(path, "update_norm", "nested").values).all()
+    np.testing.assert_array_equal(signal(path, "update_norm", "nested").values, [[1.0, 2.0]])
+
+
+def test_of_several_heads_the_worst_speaks_for_the_layer(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run")
+    heads = [[1.0, 9.0, 2.0], [4.0, 3.0, -5.0]]
+    figures = ("attention_logit_max", "attention_entropy_min", "scalar_alpha", "unknown")
+    lines = [{"step": step, "signals": {name: {"encoder": heads} for name in figures}} for step in (1, 2)]
+    write_lines(path / "layers.jsonl", lines)
+    found = {name: signal(path, name, "encoder") for name in figures}
+    assert found["attention_logit_max"].values.tolist() == [[9.0, 4.0]] * 2
+    assert found["attention_entropy_min"].values.tolist() == [[1.0, -5.0]] * 2
+    assert found["scalar_alpha"].values.tolist() == [[9.0, -5.0]] * 2  # the farthest from 0
+    assert found["unknown"].values.tolist() == [[9.0, 4.0]] * 2
+    for one in found.values():
+        assert one.heads is not None
+        assert one.heads.tolist() == [heads, heads]
+
+
+@pytest.mark.parametrize("name", ["attention_logit_max", "attention_entropy_min", "scalar_alpha"])
+def test_a_head_that_is_not_finite_is_the_worst(tmp_path: Path, name: str) -> None:
+    path = write_run(tmp_path / "run")
+    rows = {"full": [[1.0, None], [2.0, 3.0]], "ragged": [[1.0], [2.0, 2.0, 2.0]], "none": [[], []]}
+    write_lines(path / "layers.jsonl", [{"step": 1, "signals": {name: rows}}])
+    full, ragged, none = (signal(path, name, group) for group in rows)
+    assert np.isnan(full.values[0, 0])
+    assert full.values[0, 1] in (2.0, 3.0)
+    assert ragged.values[0, 1] == 2.0
+    assert np.isnan(none.values).all()
 
 
 def test_samples_of_different_length_are_padded(tmp_path: Path) -> None:

@@ -284,6 +284,7 @@ class TestCallback:
             progress=progress,
             last_step=1000,
             state_dict=lambda: {"progress": {"step": progress.step}},
+            tensors=dict,
         )
 
     def steps(self, trainer, callback, last):
@@ -359,6 +360,47 @@ class TestCallback:
         found, _ = newest_good(trainer.folder.checkpoints)
         assert found.step == 2
         assert trainer.engine.holds(found)
+
+    def names(self, trainer):
+        return sorted(path.name for path in trainer.folder.checkpoints.glob("*step_*"))
+
+    def test_the_last_trusted_one_is_the_newest_from_then_on(self, trainer, monkeypatch):
+        """A save that is being written is waited for; what is newer is set aside until the next rollback."""
+        callback, gate = Checkpoints({}, {}), Gate(monkeypatch, "rank_file_begun")
+        gate.open.set()
+        self.steps(trainer, callback, 9)
+        gate.open.clear()
+        self.steps(trainer, callback, 10)
+        threading.Timer(0.1, gate.open.set).start()
+        found = callback.last_trusted(trainer, 9)
+        assert (found.step, trainer.engine.holds(found)) == (8, False)
+        assert self.names(trainer) == ["rolled_back_step_00000010", "step_00000004", "step_00000008"]
+        assert (trainer.folder.checkpoints / "latest").read_text() == "step_00000008\n"
+        newest, _ = newest_good(trainer.folder.checkpoints)
+        assert newest.step == 8
+        assert callback.last_trusted(trainer, 7).step == 4
+        assert self.names(trainer) == ["rolled_back_step_00000008", "step_00000004"]
+
+    def test_a_damaged_one_is_not_trusted(self, trainer):
+        callback = Checkpoints({}, {})
+        self.steps(trainer, callback, 8)
+        callback._finish(trainer)
+        (trainer.folder.checkpoints / "step_00000008" / "index.json").write_text("{")
+        assert callback.last_trusted(trainer, 9).step == 6
+        assert "damaged_step_00000008" in self.names(trainer)
+
+    def test_where_none_can_be_trusted_nothing_is_touched(self, trainer):
+        callback = Checkpoints({}, {})
+        self.steps(trainer, callback, 4)
+        assert callback.last_trusted(trainer, 1) is None
+        assert self.names(trainer) == ["step_00000002", "step_00000004"]
+
+    def test_a_state_in_doubt_is_not_saved_at_the_end(self, trainer):
+        callback = Checkpoints({}, {})
+        self.steps(trainer, callback, 3)
+        callback.distrusts = True
+        callback.on_end(trainer)
+        assert self.names(trainer) == ["step_00000002"]
 
 
 def measure_peak(folder, pipe):

@@ -102,6 +102,23 @@ def test_batch_plan_solves_the_batch_equation(stages, world_size, plan):
         (["train.activation_checkpointing=97"], 1,
          "train.activation_checkpointing = 97 is more than the model's 96 layers; set train.activation_checkpointing "
          "to 96 or less"),
+        (["verdicts.adam_rms=[5,2]"], 1,
+         "verdicts.adam_rms = [5, 2] would say alarm before watch; state the pair [watch, alarm] with watch below "
+         "alarm"),
+        (["verdicts.effective_rank=[1,2]"], 1, "state the pair [watch, alarm] with watch above alarm"),
+        (["policy.on_spike=[rollback,stop]"], 1,
+         "policy.on_spike = [rollback, stop] cannot stop and do more; leave out stop"),
+        (["policy.on_not_finite=[rollback]", "checkpoint.interval=0"], 1,
+         "policy.on_not_finite has rollback, but checkpoint.interval = 0 leaves nothing to go back to; set "
+         "checkpoint.interval to 1 or more"),
+        (["policy.on_alarm=[scale_rate,rollback]", "checkpoint.keep_last=1"], 1,
+         "policy.on_alarm has rollback, but checkpoint.keep_last = 1 keeps the newest checkpoint alone, which may hold "
+         "the damage already; set checkpoint.keep_last to 2 or more"),
+        (["policy.on_alarm=[stop]", "monitors.interval=0"], 1,
+         "policy.on_alarm needs verdicts, but monitors.interval = 0 samples no signal; set monitors.interval to 1 or "
+         "more, or policy.on_alarm=[]"),
+        (["policy.alarm_signals=[adam_rsm]"], 1,
+         "policy.alarm_signals: there is no verdict 'adam_rsm'; did you mean 'adam_rms'? known: adam_rms, attention"),
         (["data.train=/no/such"], 1,
          "data.train = /no/such does not exist; give a folder, a .jsonl file, or `embedded`"),
         (["data.validation=/no/such"], 1, "data.validation = /no/such does not exist; give"),
@@ -128,6 +145,11 @@ def test_wrong_input_is_one_line_with_key_value_and_cure(overrides, world_size, 
         ["parallel.zero_stage=1", "parallel.offload_optimizer=true"],
         ["train.precision=bf16"],
         ["data.vocab_size=400"],
+        ["verdicts.adam_rms=[2,2]"],
+        ["policy.on_spike=[rollback,scale_rate]", "checkpoint.keep_last=2"],
+        ["policy.on_spike=[stop]", "checkpoint.interval=0"],
+        ["policy.on_outlier=[skip]", "policy.window=8", "checkpoint.interval=0", "monitors.interval=0"],
+        ["policy.on_alarm=[stop]", "policy.alarm_signals=[not_finite,spike_score]"],
     ],
 )
 def test_what_lies_just_within_the_limits_passes(overrides):

@@ -45,11 +45,11 @@ def measured(spec):
             module.register_forward_pre_hook(
                 lambda _, inputs: received.append(float(inputs[0].detach().square().mean().sqrt()))
             )
-    engine = SimpleNamespace(layers=layers)
-    signal.prepare(engine)
+    engine = SimpleNamespace(layers=layers, optimizer_step_count=lambda: 0)
+    signal.before_step(engine)
     ids = torch.randint(VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(0))
     layers((ids, torch.ones_like(ids), torch.arange(2)))
-    values = signal.rows.split(signal.value(*signal.collect(engine)))
+    values = signal.profiles(*signal.collect(engine))["norm_input_rms"]
     return values, received
 
 

@@ -11,7 +11,6 @@ from harness import lines, train
 
 from pretrain.monitors.norm_inputs import NormInputs
 from pretrain.monitors.signals import Rows, stack_depths
-from pretrain.monitors.update_norm import UpdateNorm
 
 STEPS = ("train.max_steps=5", "monitors.interval=2", "checkpoint.interval=0")
 
@@ -42,14 +41,16 @@ def test_step_1_and_every_interval(runs):
             "token_embedding": 1,
             "encoder.embeddings": 1,
             "encoder": 3,
+            **{f"encoder.{part}": 3 for part in ("self_attention", "ffn", "norms")},
             "decoder.embeddings": 1,
             "decoder": 3,
+            **{f"decoder.{part}": 3 for part in ("self_attention", "cross_attention", "ffn", "norms")},
         }
         assert all(value > 0 for rows in (norms | updates).values() for value in rows)
     assert json.dumps(runs[0]) != json.dumps([runs[0][0]] * 3)
 
 
-@pytest.mark.parametrize("signal", ["update_norm", "norm_input_rms"])
+@pytest.mark.parametrize("signal", ["update_norm", "gradient_norm", "adam_rms", "norm_input_rms"])
 def test_validation_is_not_counted(runs, signal):
     """A step that is validated shows what it showed without."""
     assert [entry["signals"][signal] for entry in runs[1]] == [entry["signals"][signal] for entry in runs[0]]
@@ -74,7 +75,6 @@ def test_rows_are_the_models(kind, tied):
     if kind == "pre_ln":
         expected |= {"encoder.final_norm": 1, "decoder.final_norm": 1}
     assert stack_depths(spec) == expected
-    assert {group: size for group, (_, size) in UpdateNorm(spec).rows.groups.items()} == expected
     assert set(NormInputs(spec).rows.groups) == {
         "encoder.self_attention",
         "encoder.ffn",
@@ -86,4 +86,7 @@ def test_rows_are_the_models(kind, tied):
 
 def test_a_row_without_any_element_is_zero():
     signal = NormInputs(targets.model_spec(targets.experiment({})))
-    assert signal.value(torch.tensor([0.0, 8.0]), torch.tensor([0.0, 2.0])).tolist() == [0.0, 2.0]
+    squares, elements = torch.zeros(2, signal.rows.total)
+    squares[1], elements[1] = 8.0, 2.0
+    rows = signal.profiles(torch.cat([squares, elements]), torch.zeros(0))["norm_input_rms"]
+    assert [value for values in rows.values() for value in values] == [0.0, 2.0, *[0.0] * (signal.rows.total - 2)]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from deepspeed.runtime.fp16 import loss_scaler
 
 from pretrain.parallel.loss_scale import load_scaler_state, scaler_state
+from pretrain.parallel.zero_engine import ZeroEngine
 
 # (overflows before the save, after it): hysteresis in the middle of its count; a scale that grew in between; neither.
 HISTORIES = [("10", "1110000100"), ("1100000000", "0000001"), ("", "1100"), ("110010001", "0000000000")]
@@ -69,3 +71,13 @@ def test_a_fixed_scale_has_no_state_and_takes_none():
     dynamic = scaler()
     load_scaler_state(dynamic, {})  # saved in fp32 or bf16: the first scale of the configuration
     assert dynamic.loss_scale == 2.0**16
+
+
+def test_what_is_propagated_backwards_has_the_scale_and_the_number_of_ranks():
+    """Of a fixed scale, of none (DeepSpeed's BF16 optimizer has no scaler), and of one that has changed."""
+    own = scaler()
+    scales(own, "11")
+    fixed = loss_scaler.CreateLossScaler(torch.half, 128.0, False, None)
+    for current, expected in ((own, 3 * 2.0**15), (fixed, 3 * 128.0), (None, 3.0)):
+        engine = SimpleNamespace(data_parallel_size=3, _loss_scaler=current)
+        assert ZeroEngine.backward_scale.fget(engine) == expected

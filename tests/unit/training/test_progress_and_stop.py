@@ -19,6 +19,7 @@ def test_progress_round_trip():
         "seconds": 0.0,
         "loss": None,
         "skipped": 0,
+        "nonfinite": 0,
     }
 
 
@@ -30,14 +31,23 @@ def test_exit_codes():
         "SIGINT": 75,
         "SIGTERM": 75,
         "ORPHANED": 76,
+        "UNSTABLE": 78,
     }
 
 
 def test_reasons():
-    assert [stop.reason for stop in Stop] == ["no", "stop_at_step", "max_steps", "SIGINT", "SIGTERM", "launcher died"]
+    assert [stop.reason for stop in Stop] == [
+        "no",
+        "stop_at_step",
+        "max_steps",
+        "SIGINT",
+        "SIGTERM",
+        "launcher died",
+        "unstable",
+    ]
 
 
 def test_ranks_agree_on_what_is_most_urgent():
-    order = [Stop.NO, Stop.STOP_AT_STEP, Stop.MAX_STEPS, Stop.SIGINT, Stop.SIGTERM, Stop.ORPHANED]
+    order = [Stop.NO, Stop.STOP_AT_STEP, Stop.MAX_STEPS, Stop.SIGINT, Stop.SIGTERM, Stop.ORPHANED, Stop.UNSTABLE]
     assert sorted(Stop) == order
     assert max(Stop.MAX_STEPS, Stop.SIGTERM) is Stop.SIGTERM

@@ -68,6 +68,7 @@ def test_it_is_recorded(runs, layout):
     assert [(event["step"], event["sample_ranges"]) for event in skips] == [(3, [[16, 24]]), (3, [[24, 32]])]
     assert all("not finite" in event["reason"] for event in skips)
     assert json.loads((folder / "summary.json").read_text())["skipped_steps"] == 2
+    assert figures(folder, "skipped_steps") == figures(folder, "nonfinite_count") == [0, 0, 2, 2]
     (training,) = folder.glob("checkpoints/step_00000004/training.json")
     state = json.loads(training.read_text())
     assert state["data"]["skip_ranges"] == [[16, 32]]

@@ -1,0 +1,22 @@
+"""Effective rank of what a layer gives (Roy & Vetterli 2007, "The effective rank: a measure of effective
+dimensionality")."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pretrain.monitors.layer_outputs import Content, LayerOutputs
+
+
+class EffectiveRank(LayerOutputs):
+    """exp(-sum_i p_i log p_i) with p the singular values of a sample's [tokens, d], divided by their sum.
+
+    From 1 (all tokens along one direction) to min(tokens, d). A singular value decomposition a layer and sample.
+    """
+
+    figures = ("effective_rank",)
+
+    def measure(self, x: Tensor, content: Content) -> tuple[Tensor, ...]:
+        values = torch.linalg.svdvals(x)  # rows of zeros add none
+        return (torch.special.entr(values / values.sum(-1, keepdim=True)).sum(-1).exp(),)

@@ -1,0 +1,195 @@
+"""DeepNet's bound on the model update (Wang et al. 2022, arXiv 2203.00555, sections 3.3 and 4): a HEURISTIC.
+
+For x_{l+1} = LN(alpha x_l + G_l(x_l)) the paper bounds ||F(x, theta_t) - F(x, theta_0)|| to first order, for width 1
+and matrices that are the numbers v (v_proj, fc1) and w (out_proj, fc2). Here a matrix W counts as rms(W) / xavier_std,
+its change as rms(W - W_0) / xavier_std, xavier_std = sqrt(2 / (fan_in + fan_out)), and theta_i is the pair (v_i, w_i).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pretrain.blocks.init import initialise
+from pretrain.models.layers import ModelSpec
+from pretrain.models.parameters import row_group
+from pretrain.monitors.model_update import GROUP, width
+from pretrain.monitors.probe import Probe
+from pretrain.monitors.signals import NOTHING, Part, Profiles, Rows, Signal, stack_depths
+from pretrain.parallel import collectives
+from pretrain.parallel.engine import Engine, Shard
+
+MATRICES = {
+    "self_attention": ("v_proj", "out_proj"),
+    "cross_attention": ("v_proj", "out_proj"),
+    "ffn": ("fc1", "fc2"),
+}
+"""v and w of each sublayer."""
+AT_A_TIME = 2**20
+"""Elements whose change is held at a time; on CPUs that much stays in the cache."""
+
+
+class Scales(NamedTuple):
+    """Sublayers of a stack as the theorem sees them; each [sublayers], fp64."""
+
+    v: Tensor
+    w: Tensor
+    change: Tensor
+    """||dtheta_i|| = sqrt(dv_i^2 + dw_i^2)"""
+
+
+def stack_bound(stack: Scales, alpha: float) -> Tensor:
+    """sum_i sqrt(v_i^2 + w_i^2) / alpha * ||dtheta_i||: a model of one stack."""
+    return ((stack.v**2 + stack.w**2).sqrt() / alpha * stack.change).sum()
+
+
+def encoder_decoder_bound(encoder: Scales, decoder: Scales, cross: Scales, alpha_e: float, alpha_d: float) -> Tensor:
+    """sum_j v_dj w_dj / alpha_d (cross-attentions) * the encoder's bound + the decoder's (all of its sublayers)."""
+    return (cross.v * cross.w / alpha_d).sum() * stack_bound(encoder, alpha_e) + stack_bound(decoder, alpha_d)
+
+
+class ModelUpdateBound(Signal):
+    """The bound against the weights that the run began with, with today's v and w; one row.
+
+    Times sqrt(d), so that it stands beside `model_update`: each element of F counts as the theorem's one. Designs of
+    another equation, and gated feed-forward networks, have no such figure.
+
+    The first weights are held in main memory, 4 bytes for each of these matrices' elements that the rank owns. A
+    resumed session makes them again from the seed; where a run began with other ones (--init-from), it cannot.
+    """
+
+    def __init__(self, spec: ModelSpec, seed: int):
+        self.spec, self.seed, self.width = spec, seed, width(spec)
+        self.alphas, parts = post_norm_stacks(spec)
+        depths = stack_depths(spec)
+        self.rows = Rows.of({f"{stack}.{part}": depths[stack] for stack in self.alphas for part in parts[stack]})
+        self.cells: dict[str, int] = {}
+        """Parameter -> its cell in [sublayers, (v, w)]."""
+        for stack, names in parts.items():
+            for layer in range(depths[stack]):
+                for part in names:
+                    for index, matrix in enumerate(MATRICES[part]):
+                        name = f"{stack}.layers.{layer}.{part}.{matrix}.weight"
+                        self.cells[name] = 2 * self.rows.index(f"{stack}.{part}", layer) + index
+        self.initial: list[Tensor] | None = None
+        """First weights of `_shards`, in their order, on the CPU."""
+        self.initial_norm = math.nan
+        """Frobenius norm of all first weights: tells them from others."""
+
+    def _shards(self, engine: Engine) -> list[Shard]:
+        return [shard for shard in engine.owned_shards() if shard.name in self.cells]
+
+    def start(self, engine: Engine, probe: Probe, step: int) -> str:
+        if not self.cells:
+            return ""
+        shards = self._shards(engine)
+        if step == 0:
+            self.initial = [shard.weight.to("cpu", copy=True) for shard in shards]
+            self.initial_norm = self._norm()
+            return ""
+        self.initial = first_weights(self.spec, self.seed, shards)
+        if math.isclose(self._norm(), self.initial_norm, rel_tol=1e-6):
+            return ""
+        self.initial = None
+        return "model_update_bound is left out: the run did not begin with its seed's weights, or it is not known"
+
+    def _norm(self) -> float:
+        squares = sum(float(weight.double().square().sum()) for weight in self.initial or ())
+        return math.sqrt(float(collectives.sum_over(torch.tensor(squares, dtype=torch.float64))))
+
+    def collect(self, engine: Engine) -> Part:
+        """[sublayers, (v, w), (of the weights, of their change)]: squares of what the theorem takes."""
+        cells = torch.zeros(2 * self.rows.total, 2, dtype=torch.float64)
+        if self.initial is None:
+            return Part(cells.flatten() + math.nan, NOTHING)
+        for shards, first in batched(self._shards(engine), self.initial):
+            weights = [shard.weight for shard in shards]
+            changes = torch._foreach_sub(weights, [tensor.to(weights[0].device) for tensor in first])
+            norms = [torch.stack(torch._foreach_norm(x, dtype=torch.float64)) for x in (weights, changes)]
+            squares = torch.stack(norms, -1).square().cpu()
+            scales = torch.tensor([_scale(shard.shape) for shard in shards], dtype=torch.float64)
+            where = torch.tensor([self.cells[shard.name] for shard in shards])
+            cells.index_add_(0, where, squares * scales[:, None])
+        return Part(cells.flatten(), NOTHING)
+
+    def profiles(self, sums: Tensor, maxima: Tensor) -> Profiles:
+        if not self.cells:
+            return {}
+        of_weights, of_changes = sums.view(-1, 2, 2).unbind(-1)  # [sublayers, (v, w)]
+        v, w = of_weights.sqrt().unbind(-1)
+        whole = Scales(v, w, of_changes.sum(-1).sqrt())
+
+        def of(prefix: str) -> Scales:
+            chosen = [range(a, a + n) for group, (a, n) in self.rows.groups.items() if group.startswith(prefix)]
+            rows = [row for part in chosen for row in part]
+            return Scales(*(values[rows] for values in whole))
+
+        if len(self.alphas) == 1:
+            ((stack, alpha),) = self.alphas.items()
+            bound = stack_bound(of(f"{stack}."), alpha)
+        else:
+            parts = of("encoder."), of("decoder."), of("decoder.cross_attention")
+            bound = encoder_decoder_bound(*parts, self.alphas["encoder"], self.alphas["decoder"])
+        return {"model_update_bound": {GROUP: [math.sqrt(self.width) * float(bound)]}}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"initial_norm": self.initial_norm} if math.isfinite(self.initial_norm) else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.initial_norm = state.get("initial_norm", math.nan)
+
+
+def post_norm_stacks(spec: ModelSpec) -> tuple[dict[str, float], dict[str, list[str]]]:
+    """alpha and the sublayers of each stack; both empty where the theorem says nothing of the design."""
+    alphas: dict[str, float] = {}
+    parts: dict[str, list[str]] = {}
+    for layer in spec.layers:
+        if layer.name.endswith(".layers.0"):
+            with torch.device("meta"):
+                block: Any = layer.factory()
+            if not block.post_norm or hasattr(block.ffn, "gate"):
+                return {}, {}
+            stack, _ = row_group(layer.name + ".x")
+            alphas[stack], parts[stack] = float(block.alpha), list(block.norms())
+    return alphas, parts
+
+
+def first_weights(spec: ModelSpec, seed: int, shards: Sequence[Shard]) -> list[Tensor]:
+    """What the seed gives the elements of these shards of blocks, each flat, on the CPU."""
+    factories = {layer.name: layer.factory for layer in spec.layers}
+    weights: list[Tensor] = []
+    built, parameters = "", dict[str, Tensor]()
+    for shard in shards:  # in the order of the layers
+        layer = ".".join(shard.name.split(".", 3)[:3])
+        if layer != built:
+            module, built = factories[layer](), layer
+            initialise(module, layer, seed)
+            parameters = {f"{layer}.{name}": parameter.detach() for name, parameter in module.named_parameters()}
+        weights.append(parameters[shard.name].flatten()[shard.start : shard.stop].clone())
+    return weights
+
+
+def batched(shards: Sequence[Shard], first: Sequence[Tensor]) -> Iterator[tuple[list[Shard], list[Tensor]]]:
+    """Both, a few shards at a time."""
+    own: list[Shard] = []
+    theirs: list[Tensor] = []
+    size = 0
+    for shard, tensor in zip(shards, first, strict=True):
+        own.append(shard)
+        theirs.append(tensor)
+        size += tensor.numel()
+        if size >= AT_A_TIME:
+            yield own, theirs
+            own, theirs, size = [], [], 0
+    if own:
+        yield own, theirs
+
+
+def _scale(shape: tuple[int, ...]) -> float:
+    """1 / (elements * xavier_std^2): turns a sum of squares into (rms / xavier_std)^2."""
+    fan_out, fan_in = shape
+    return (fan_in + fan_out) / 2 / (fan_in * fan_out)

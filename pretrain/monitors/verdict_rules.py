@@ -1,0 +1,199 @@
+"""What each signal's value means: which figure it is read from, what speaks for trouble, and what usually helps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pretrain.monitors.verdict_history import History
+
+Groups = Mapping[str, Sequence[Any]]
+"""Group -> a value a layer (None or NaN where there is none), or a list of them, one a head."""
+
+
+class Value(NamedTuple):
+    """A figure somewhere in the model."""
+
+    value: float
+    group: str
+    layer: int
+    head: int | None = None
+
+
+Reading = Callable[[str, Groups, History], Iterator[Value]]
+"""(figure, its groups, samples before) -> the values to be judged."""
+
+
+def as_it_is(figure: str, groups: Groups, history: History) -> Iterator[Value]:
+    """Every value, heads one by one."""
+    for group, layers in groups.items():
+        for layer, found in enumerate(layers):
+            if isinstance(found, list):
+                yield from (Value(number(value), group, layer, head) for head, value in enumerate(found))
+            else:
+                yield Value(number(found), group, layer)
+
+
+def mean_over_heads(figure: str, groups: Groups, history: History) -> Iterator[Value]:
+    """One value a layer: a single head may well go its own way."""
+    for group, layers in groups.items():
+        for layer, found in enumerate(layers):
+            heads = [number(value) for value in found] if isinstance(found, list) else [number(found)]
+            yield Value(sum(heads) / len(heads), group, layer)
+
+
+def against_median(figure: str, groups: Groups, history: History) -> Iterator[Value]:
+    """Each layer's value divided by the median of its own last samples."""
+    for value in as_it_is(figure, groups, history):
+        if middle := history.median(value.group, value.layer):
+            yield value._replace(value=value.value / middle)
+
+
+def zeros_in_a_row(figure: str, groups: Groups, history: History) -> Iterator[Value]:
+    """In how many samples in a row, this one included, the value was exactly 0."""
+    for value in as_it_is(figure, groups, history):
+        yield value._replace(value=history.zeros(value.group, value.layer) + 1.0 if value.value == 0 else 0.0)
+
+
+def early_share(figure: str, groups: Groups, history: History) -> Iterator[Value]:
+    """Share of the largest value that was reached in the first steps, where the last values are flat; else 0."""
+    for value in as_it_is(figure, groups, history):
+        if math.isfinite(value.value):
+            yield value._replace(value=history.early_share(value.value))
+
+
+def number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One signal.
+
+    `name` is its key in the section `verdicts`; the pair there says which way is worse.
+    """
+
+    name: str
+    figure: str
+    meaning: str
+    """Follows "FIGURE is VALUE in PLACE"."""
+    cure: str
+    reading: Reading = as_it_is
+    supported_by: str = ""
+    """A signal whose value in the same place must be beyond its watch for an alarm."""
+
+
+ATTENTION_CURE = (
+    "model.qk_norm=true bounds the logits; a lower optimizer.lr or a longer schedule.warmup_steps helps too"
+)
+DEPTH_CURE = (
+    "DeepNorm (model.block.kind=deepnorm) keeps it even over depth; a longer schedule.warmup_steps, a larger "
+    "batch.global_batch_size or a lower optimizer.lr helps too"
+)
+SMOOTHING_CURE = "a block that keeps more of its skip (model.block.kind=pre_ln, deepnorm), or fewer layers, helps"
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "attention_logit_max",
+        "attention_logit_max",
+        "softmax nears one-hot, where its gradient is gone, and training may diverge",
+        ATTENTION_CURE,
+    ),
+    Rule(
+        "attention_logits_above_100",
+        "attention_logits_above_100",
+        "so many logits lie beyond 100, where softmax is one-hot",
+        ATTENTION_CURE,
+    ),
+    Rule(
+        "attention_entropy_mean",
+        "attention_entropy_mean",
+        "the heads look at hardly more than one key each",
+        ATTENTION_CURE,
+        mean_over_heads,
+        supported_by="attention_logit_max",
+    ),
+    Rule(
+        "norm_input_growth",
+        "norm_input_growth",
+        "the norm's input has grown so many times since step 1, and its gradient has shrunk as much",
+        DEPTH_CURE,
+    ),
+    Rule(
+        "gradient_norm_jump",
+        "gradient_norm",
+        "the gradient is so many times its median, and a collapse may follow within a few steps",
+        "a lower optimizer.lr, a larger batch.global_batch_size, or, where it begins in the embedding, "
+        "model.embedding_gradient_shrink=0.1 helps; policy.on_outlier=[skip] leaves such steps out",
+        against_median,
+    ),
+    Rule(
+        "gradient_norm_zero",
+        "gradient_norm",
+        "no gradient has reached it for so many samples: it does not learn",
+        "look for a branch whose scalar is 0, a dead activation, or a loss that does not depend on it",
+        zeros_in_a_row,
+    ),
+    Rule(
+        "update_ratio",
+        "update_ratio",
+        "a step changes the weights by so large a share of themselves",
+        "a lower optimizer.lr or a longer schedule.warmup_steps helps",
+    ),
+    Rule(
+        "adam_rms",
+        "adam_rms",
+        "the gradient has grown faster than Adam's second moment, so steps are too long and the loss may spike",
+        "a smaller second value of optimizer.betas (0.95), a lower optimizer.lr or a smaller optimizer.clip_norm helps",
+    ),
+    Rule(
+        "qk_norm_gain_max",
+        "qk_norm_gain_max",
+        "the gains of the QK-norm let the attention logits grow",
+        "a lower optimizer.lr, or weight decay on gains (optimizer.no_decay without gains) helps",
+    ),
+    Rule(
+        "token_cosine",
+        "token_cosine",
+        "the tokens of a sample have become alike, and the layers above have little to work with",
+        SMOOTHING_CURE,
+    ),
+    Rule(
+        "high_frequency_ratio",
+        "high_frequency_ratio",
+        "little of the output differs between the tokens of a sample",
+        SMOOTHING_CURE,
+    ),
+    Rule(
+        "effective_rank",
+        "effective_rank",
+        "the outputs lie in so few directions",
+        SMOOTHING_CURE,
+    ),
+    Rule(
+        "model_update_stuck",
+        "model_update",
+        "the model jumped by so large a share of its whole update in its first steps, and has stood still since",
+        DEPTH_CURE,
+        early_share,
+    ),
+    Rule(
+        "spike_score",
+        "spike_score",
+        "the loss lies so many deviations above its last values",
+        "a lower optimizer.lr or a larger batch.global_batch_size helps; policy.on_spike=[rollback] undoes it",
+    ),
+)
+
+NEVER_MISSING = (
+    "gradient_norm",
+    "weight_norm",
+    "update_norm",
+    "adam_rms",
+    "norm_input_rms",
+    "norm_input_gradient",
+    "attention_logit_max",
+)
+"""Figures in which NaN means a computation that went wrong; in others also that there is nothing to measure."""

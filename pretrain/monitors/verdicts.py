@@ -1,0 +1,130 @@
+"""A verdict on each signal: ok, watch or alarm, in a sentence that says what it means and what usually helps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from typing import Any
+
+from pretrain.config.schema import VerdictsSection
+from pretrain.monitors.verdict_history import History, Profiles
+from pretrain.monitors.verdict_rules import NEVER_MISSING, RULES, Rule, Value, as_it_is
+
+
+class Level(IntEnum):
+    """How bad it is."""
+
+    OK = 0
+    WATCH = 1
+    ALARM = 2
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """On one signal, by the place where it is worst."""
+
+    signal: str
+    """As in the section `verdicts`; "not_finite" beside these."""
+    figure: str
+    """Of layers.jsonl, that it was read from."""
+    group: str
+    layer: int
+    """Row of the group, from 0."""
+    level: Level
+    value: float
+    threshold: float
+    """The bound that was passed, or, if all is well, the one that was not."""
+    sentence: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"level": self.level.name.lower()}
+
+
+def verdicts(profiles: Profiles, history: History, thresholds: VerdictsSection) -> list[Verdict]:
+    """One verdict a signal that the profiles show, the worst first. A figure that is not there has none.
+
+    Args:
+        profiles: of one sample, as layers.jsonl has them (None counts as NaN).
+        history: of the samples before; `history.add` this one afterwards.
+        thresholds: the section `verdicts`.
+    """
+    found = [not_finite(profiles)] if profiles else []
+    worst = {rule.name: _worst(rule, profiles, history, thresholds) for rule in RULES if rule.figure in profiles}
+    for rule in RULES:
+        if (value := worst.get(rule.name)) is not None:
+            found.append(_judged(rule, value, profiles, thresholds))
+    return sorted(found, key=lambda verdict: -verdict.level)
+
+
+def not_finite(profiles: Profiles) -> Verdict:
+    """Alarm if anything is infinite, or NaN where that cannot mean "nothing to measure"."""
+    wrong = [
+        (figure, value)
+        for figure, groups in profiles.items()
+        for value in as_it_is(figure, groups, History())
+        if math.isinf(value.value) or (math.isnan(value.value) and figure in NEVER_MISSING)
+    ]
+    if not wrong:
+        return Verdict("not_finite", "", "", 0, Level.OK, 0.0, 0.0, "all figures are finite")
+    (figure, first), count = wrong[0], len(wrong)
+    where = f"{count} of the figures, first {figure} in {place(first, profiles[figure])},"
+    sentence = (
+        f"not finite are {where} so that the run has broken; go back to a checkpoint from before, with a lower "
+        "optimizer.lr or without the samples that led to it (data.skip_ranges); policy.on_alarm=[rollback] does that"
+    )
+    return Verdict("not_finite", figure, first.group, first.layer, Level.ALARM, float(count), 0.0, sentence)
+
+
+def place(value: Value, groups: Mapping[str, Sequence[Any]]) -> str:
+    """In words; a group of one row has no layers."""
+    layer = f", layer {value.layer}" if len(groups[value.group]) > 1 else ""
+    return f"{value.group}{layer}" + ("" if value.head is None else f", head {value.head}")
+
+
+def _bounds(name: str, thresholds: VerdictsSection) -> tuple[float, float, int]:
+    """(watch, alarm, sign): sign times a value grows as it gets worse."""
+    watch, alarm = getattr(thresholds, name)
+    least, most = VerdictsSection.model_fields[name].default
+    return watch, alarm, 1 if most > least else -1
+
+
+def _worst(rule: Rule, profiles: Profiles, history: History, thresholds: VerdictsSection) -> Value | None:
+    *_, sign = _bounds(rule.name, thresholds)
+    values = rule.reading(rule.figure, profiles[rule.figure], history)
+    return max((value for value in values if math.isfinite(value.value)), key=lambda v: sign * v.value, default=None)
+
+
+def _level(name: str, value: float, thresholds: VerdictsSection) -> Level:
+    watch, alarm, sign = _bounds(name, thresholds)
+    return Level.ALARM if sign * value > sign * alarm else Level.WATCH if sign * value > sign * watch else Level.OK
+
+
+def _judged(rule: Rule, worst: Value, profiles: Profiles, thresholds: VerdictsSection) -> Verdict:
+    watch, alarm, sign = _bounds(rule.name, thresholds)
+    level = _level(rule.name, worst.value, thresholds)
+    if level == Level.ALARM and rule.supported_by and not _supported(rule.supported_by, worst, profiles, thresholds):
+        level = Level.WATCH
+    threshold = alarm if level == Level.ALARM else watch
+    kind, side = "alarm" if level == Level.ALARM else "watch", "above" if sign > 0 else "below"
+    where = place(worst, profiles[rule.figure])
+    sentence = f"{rule.name} is {worst.value:.3g} in {where} ({kind} {side} {threshold:.3g})"
+    if level > Level.OK:
+        sentence += f": {rule.meaning}; {rule.cure}"
+    return Verdict(rule.name, rule.figure, worst.group, worst.layer, level, worst.value, threshold, sentence)
+
+
+def _supported(name: str, where: Value, profiles: Profiles, thresholds: VerdictsSection) -> bool:
+    """Whether another signal is beyond its watch in the same layer of the same group."""
+    (figure,) = (rule.figure for rule in RULES if rule.name == name)
+    groups = {group: rows for group, rows in profiles.get(figure, {}).items() if group == where.group}
+    return any(
+        value.layer == where.layer and _level(name, value.value, thresholds) > Level.OK
+        for value in as_it_is(figure, groups, History())
+    )
+
+
+def worst_of(found: Sequence[Verdict]) -> Verdict | None:
+    """The first that is not ok, for a line of text; None if all is well."""
+    return found[0] if found and found[0].level > Level.OK else None

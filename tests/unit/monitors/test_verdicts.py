@@ -1,0 +1,261 @@
+"""Verdicts of planted profiles: each signal's bounds, place and sentence, and when an alert is told."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from pretrain.config.schema import VerdictsSection
+from pretrain.monitors.alerts import CALM, Verdicts
+from pretrain.monitors.verdict_history import History
+from pretrain.monitors.verdict_rules import RULES
+from pretrain.monitors.verdicts import Level, verdicts, worst_of
+
+SECTION = VerdictsSection()
+CALM_PROFILES = {
+    "gradient_norm": {"encoder": [1.0, 2.0, 3.0], "token_embedding": [4.0]},
+    "update_ratio": {"encoder": [1e-3, 2e-3, 1e-3], "encoder.norms": [math.nan, 1e-3, 1e-3]},
+    "adam_rms": {"encoder": [1.0, 0.9, 1.1]},
+    "norm_input_growth": {"encoder.ffn": [1.0, 1.2, 1.5]},
+    "attention_logit_max": {"encoder.self_attention": [[3.0, 4.0], [2.0, 9.0], [1.0, 1.0]]},
+    "attention_logits_above_100": {"encoder.self_attention": [[0.0, 0.0]] * 3},
+    "attention_entropy_mean": {"encoder.self_attention": [[0.9, 0.8], [0.7, 0.9], [0.9, 0.9]]},
+    "qk_norm_gain_max": {"encoder.self_attention": [1.0, 1.0, 1.1]},
+    "token_cosine": {"encoder": [0.1, 0.2, 0.3]},
+    "high_frequency_ratio": {"encoder": [0.9, 0.9, 0.8]},
+    "effective_rank": {"encoder": [9.0, 8.0, 7.0]},
+    "model_update": {"model": [0.5]},
+    "spike_score": {"model": [0.3]},
+}
+
+
+def with_value(figure, group, layer, value):
+    profiles = json.loads(json.dumps(CALM_PROFILES))
+    profiles[figure][group][layer] = value
+    return profiles
+
+
+def judged(profiles, history=None, section=SECTION):
+    return {verdict.signal: verdict for verdict in verdicts(profiles, history or History(), section)}
+
+
+def test_a_calm_sample_is_ok_in_every_signal():
+    found = judged(CALM_PROFILES)
+    quiet = {"gradient_norm_jump"}  # says nothing before there are samples to compare with
+    assert set(found) == {"not_finite", *(rule.name for rule in RULES)} - quiet
+    assert {verdict.level for verdict in found.values()} == {Level.OK}
+    assert worst_of(list(found.values())) is None
+    assert found["attention_logit_max"].value == 9.0
+    assert (found["attention_logit_max"].group, found["attention_logit_max"].layer) == ("encoder.self_attention", 1)
+
+
+def test_every_threshold_has_a_rule_and_every_rule_a_threshold():
+    assert {rule.name for rule in RULES} == set(VerdictsSection.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("figure", "group", "watch", "alarm"),
+    [
+        ("attention_logit_max", "encoder.self_attention", [1.0, 51.0], [120.0, 1.0]),
+        ("attention_logits_above_100", "encoder.self_attention", [0.0, 1e-6], [0.5, 0.0]),
+        ("norm_input_growth", "encoder.ffn", 11.0, 101.0),
+        ("update_ratio", "encoder", 0.2, 2.0),
+        ("adam_rms", "encoder", 2.4, 11.0),
+        ("qk_norm_gain_max", "encoder.self_attention", 5.0, 9.0),
+        ("token_cosine", "encoder", 0.96, 0.995),
+        ("high_frequency_ratio", "encoder", 0.15, 0.05),
+        ("effective_rank", "encoder", 1.5, 1.1),
+        ("spike_score", "model", 7.0, 13.0),
+    ],
+)
+def test_one_value_too_many_raises_its_signal_alone_and_names_the_place(figure, group, watch, alarm):
+    layer = 0 if group == "model" else 2
+    for level, value in ((Level.WATCH, watch), (Level.ALARM, alarm)):
+        first, *others = verdicts(with_value(figure, group, layer, value), History(), SECTION)
+        assert {verdict.level for verdict in others} == {Level.OK}
+        assert (first.signal, first.group, first.layer, first.level) == (figure, group, layer, level)
+        assert first.threshold == getattr(SECTION, figure)[level - 1]
+        assert first.sentence.startswith(f"{figure} is {first.value:.3g} in {group}")
+        assert ("layer 2" in first.sentence) == (group != "model")
+        assert "\n" not in first.sentence
+        assert worst_of([first, *others]) is first
+
+
+def test_thresholds_are_the_experiments():
+    section = VerdictsSection(adam_rms=(20.0, 30.0), token_cosine=(0.05, 0.2))
+    assert judged(with_value("adam_rms", "encoder", 0, 11.0), section=section)["adam_rms"].level == Level.OK
+    assert judged(CALM_PROFILES, section=section)["token_cosine"].level == Level.ALARM
+
+
+def test_a_low_entropy_is_an_alarm_only_beside_large_logits_of_the_same_layer():
+    low = with_value("attention_entropy_mean", "encoder.self_attention", 1, [0.01, 0.0])
+    assert judged(low)["attention_entropy_mean"].level == Level.WATCH
+    low["attention_logit_max"]["encoder.self_attention"][2] = [60.0, 1.0]
+    assert judged(low)["attention_entropy_mean"].level == Level.WATCH
+    low["attention_logit_max"]["encoder.self_attention"][1] = [60.0, 1.0]
+    assert judged(low)["attention_entropy_mean"].level == Level.ALARM
+
+
+def test_one_sharp_head_is_no_collapse():
+    sharp = with_value("attention_entropy_mean", "encoder.self_attention", 1, [0.0, 0.9])
+    assert judged(sharp)["attention_entropy_mean"].level == Level.OK
+
+
+class TestHistory:
+    def after(self, samples, figure="gradient_norm", step=20):
+        history = History()
+        for number, values in enumerate(samples):
+            history.add(step + number, {figure: values})
+        again = History()
+        again.load_state_dict(json.loads(json.dumps(history.state_dict())))
+        return again
+
+    def test_a_gradient_is_compared_with_the_median_of_its_own_layer(self):
+        samples = [{"encoder": [1.0, 100.0]}, {"encoder": [2.0, 100.0]}, {"encoder": [3.0, 90.0]}]
+        jump = {"gradient_norm": {"encoder": [25.0, 100.0]}}
+        assert "gradient_norm_jump" not in judged(jump, self.after(samples))
+        samples.append({"encoder": [50.0, 100.0]})  # the median of 1, 2, 3, 50 is 2.5
+        found = judged(jump, self.after(samples))["gradient_norm_jump"]
+        assert (found.value, found.layer, found.level) == (10.0, 0, Level.OK)
+        jump["gradient_norm"]["encoder"][0] = 26.0
+        assert judged(jump, self.after(samples))["gradient_norm_jump"].level == Level.WATCH
+
+    def test_samples_without_a_gradient_are_counted_in_a_row(self):
+        zero = {"encoder": [1.0, 0.0]}
+        counts = [judged({"gradient_norm": zero}, self.after([zero] * n))["gradient_norm_zero"] for n in range(5)]
+        assert [verdict.value for verdict in counts] == [1.0, 2.0, 3.0, 4.0, 5.0]
+        assert [verdict.level.name for verdict in counts] == ["OK", "WATCH", "WATCH", "ALARM", "ALARM"]
+        assert {verdict.layer for verdict in counts} == {1}
+        between = self.after([zero, zero, {"encoder": [0.0, 1.0]}])
+        found = judged({"gradient_norm": zero}, between)["gradient_norm_zero"]
+        assert (found.value, found.layer) == (1.0, 1)
+
+    @pytest.mark.parametrize(
+        ("updates", "value"),
+        [
+            ([5.0, 5.1, 5.1, 5.1, 5.1], 1.0),  # jumped in steps 1 to 10, flat since
+            ([0.1, 5.1, 5.1, 5.1, 5.1], 1.0),  # step 9 is early still
+            ([0.1, 0.5, 5.1, 5.1, 5.1, 5.1], 0.5 / 5.1),  # warmed up, then converged
+            ([5.0, 5.1, 5.1, 5.6, 6.0], 0.0),  # not flat
+            ([5.0, 5.1], 0.0),  # too few to say
+            ([math.nan] * 6, None),
+        ],
+    )
+    def test_a_model_that_jumped_and_stands_still(self, updates, value):
+        history = History()
+        for number, update in enumerate(updates[:-1]):
+            history.add(1 + 8 * number, {"model_update": {"model": [update]}})  # steps 1, 9, 17 ...
+        found = judged({"model_update": {"model": [updates[-1]]}}, history).get("model_update_stuck")
+        assert (found.value if found else None) == (pytest.approx(value, abs=1e-12) if value is not None else None)
+
+    def test_whole_layers_alone_are_remembered(self):
+        """A checkpoint of 1000 layers has to hold it."""
+        history = self.after([{"encoder": [1.0], "encoder.ffn": [1.0]}] * 20)
+        assert list(history.state_dict()["gradients"]) == ["encoder"]
+        assert len(history.state_dict()["gradients"]["encoder"]) == 8
+
+
+class TestNotFinite:
+    @pytest.mark.parametrize(
+        ("figure", "value", "level"),
+        [
+            ("gradient_norm", math.nan, Level.ALARM),
+            ("gradient_norm", None, Level.ALARM),  # as a file has it
+            ("update_ratio", math.inf, Level.ALARM),
+            ("update_ratio", math.nan, Level.OK),  # weights that were all zero
+            ("token_cosine", -math.inf, Level.ALARM),
+        ],
+    )
+    def test_what_counts(self, figure, value, level):
+        profiles = {**CALM_PROFILES, figure: {"encoder": [1e-3, value, 1e-3]}}
+        found = judged(profiles)["not_finite"]
+        assert found.level == level
+        assert found.value == (level == Level.ALARM)
+        if level:
+            assert (found.figure, found.group, found.layer) == (figure, "encoder", 1)
+            assert f"first {figure} in encoder, layer 1" in found.sentence
+
+    def test_values_that_are_no_numbers_do_not_hide_the_others(self):
+        profiles = with_value("adam_rms", "encoder", 0, math.nan)
+        profiles["adam_rms"]["encoder"][1] = 11.0
+        found = judged(profiles)
+        assert (found["adam_rms"].level, found["adam_rms"].value) == (Level.ALARM, 11.0)
+
+
+def test_missing_figures_are_no_error():
+    assert verdicts({}, History(), SECTION) == []
+    assert list(judged({"weight_norm": {"encoder": [1.0]}})) == ["not_finite"]
+
+
+class TestAlerts:
+    @pytest.fixture
+    def told(self):
+        """`told(value of adam_rms, ...)`: the alerts of so many samples, as (step, level)."""
+        events = []
+        depth, metrics = SimpleNamespace(latest=(0, {})), SimpleNamespace(latest={})
+        self.callback = Verdicts(depth, metrics, SECTION)
+        self.written = {}
+        folder = SimpleNamespace(
+            event=lambda event, step, **fields: events.append((event, step, fields)), write=self.written.__setitem__
+        )
+        steps = iter(range(1, 100))
+
+        def feed(*values):
+            events.clear()
+            for value in values:
+                step = next(steps)
+                depth.latest = step, {"adam_rms": {"encoder": [1.0, 1.0, value]}}
+                self.callback.on_step_end(SimpleNamespace(folder=folder), SimpleNamespace(step=step))
+            assert {event for event, *_ in events} <= {"alert"}
+            self.events = list(events)
+            return [(step, fields["level"]) for _, step, fields in events]
+
+        return feed
+
+    def test_once_when_it_gets_worse(self, told):
+        assert told(1.0, 3.0, 3.0, 20.0, 21.0) == [(2, "watch"), (4, "alarm")]
+        (_, _, fields), _ = self.events
+        assert fields["signal"] == "adam_rms"
+        assert fields["figure"] == "adam_rms"
+        assert (fields["group"], fields["layer"], fields["value"], fields["threshold"]) == ("encoder", 2, 3.0, 2.3)
+        assert fields["reason"].startswith("adam_rms is 3 in encoder, layer 2 (watch above 2.3)")
+
+    def test_again_only_after_a_calm(self, told):
+        assert told(3.0, 1.0, 3.0, 1.0, 1.0, 3.0) == [(1, "watch")]
+        assert told(*[1.0] * CALM, 3.0) == [(6 + CALM + 1, "watch")]
+
+    def test_a_calm_before_a_resume_counts(self, told):
+        told(3.0, *[1.0] * (CALM - 1))
+        state = json.loads(json.dumps(self.callback.state_dict()))
+        self.callback._told, self.callback._better = {}, {}
+        self.callback.load_state_dict(state)
+        assert told(3.0) == []
+        told(*[1.0] * CALM)
+        assert len(told(3.0)) == 1
+
+    def test_a_step_that_was_not_sampled_says_nothing(self, told):
+        told(20.0)
+        before = dict(self.written)
+        self.callback.on_step_end(SimpleNamespace(folder=None), SimpleNamespace(step=2))
+        assert self.written == before
+
+    def test_the_newest_are_in_a_file_and_the_worst_is_known(self, told):
+        told(1.0, 20.0)
+        newest = json.loads(self.written["verdicts.json"])
+        assert newest["step"] == 2
+        assert newest["verdicts"][0]["signal"] == "adam_rms"
+        assert newest["verdicts"][0]["level"] == "alarm"
+        assert self.callback.worst.signal == "adam_rms"
+        told(1.0)
+        assert self.callback.worst is None
+
+    def test_the_spike_score_is_judged_with_the_sample(self, told):
+        self.callback.metrics.latest = {"spike_score": 15.0}
+        assert told(1.0) == [(1, "alarm")]
+        assert self.callback.worst.signal == "spike_score"
+        self.callback.metrics.latest = {"spike_score": None}  # too few losses yet
+        told(1.0)
+        assert "spike_score" not in [verdict.signal for verdict in self.callback.latest]
