@@ -145,6 +145,8 @@ class Terminal:
             stderr=slave,
             env=environment,
             start_new_session=True,
+            # Tests in the background of a shell would pass on that Ctrl-C is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         os.close(slave)
         self.said = ""
@@ -164,8 +166,9 @@ class Terminal:
         else:
             self.process.send_signal(signal.SIGINT)
         self.until("\x1b[?1049l")  # back from the other screen
+        code = self.process.wait(timeout=20)  # it sets the terminal as it was: not to be closed before
         os.close(self.master)
-        return self.process.wait(timeout=20)
+        return code
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "q"])
