@@ -75,8 +75,9 @@ class ModelUpdateBound(Signal):
                     for index, matrix in enumerate(MATRICES[part]):
                         name = f"{stack}.layers.{layer}.{part}.{matrix}.weight"
                         self.cells[name] = 2 * self.rows.index(f"{stack}.{part}", layer) + index
+        self.shards: list[Shard] = []
         self.initial: list[Tensor] | None = None
-        """First weights of `_shards`, in their order, on the CPU."""
+        """First weights of `shards`, in their order, on the CPU."""
         self.initial_norm = math.nan
         """Frobenius norm of all first weights: tells them from others."""
 
@@ -86,7 +87,8 @@ class ModelUpdateBound(Signal):
     def start(self, engine: Engine, probe: Probe, step: int) -> str:
         if not self.cells:
             return ""
-        shards = self._shards(engine)
+        # Once: listing them costs a tenth of a step, and they are views of the weights for good.
+        shards = self.shards = self._shards(engine)
         if step == 0:
             self.initial = [shard.weight.to("cpu", copy=True) for shard in shards]
             self.initial_norm = self._norm()
@@ -106,7 +108,7 @@ class ModelUpdateBound(Signal):
         cells = torch.zeros(2 * self.rows.total, 2, dtype=torch.float64)
         if self.initial is None:
             return Part(cells.flatten() + math.nan, NOTHING)
-        for shards, first in batched(self._shards(engine), self.initial):
+        for shards, first in batched(self.shards, self.initial):
             weights = [shard.weight for shard in shards]
             changes = torch._foreach_sub(weights, [tensor.to(weights[0].device) for tensor in first])
             norms = [torch.stack(torch._foreach_norm(x, dtype=torch.float64)) for x in (weights, changes)]
