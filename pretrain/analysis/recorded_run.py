@@ -18,7 +18,7 @@ import yaml
 
 from pretrain.analysis.figures import worst
 from pretrain.errors import UserError
-from pretrain.state.run_files import CONFIG, EVENTS, LAYERS, METRICS, SUMMARY, VERDICTS
+from pretrain.state.run_files import CONFIG, EVENTS, LAYERS, METRICS, SUMMARY, VERDICTS, as_record
 
 
 @dataclass(frozen=True)
@@ -130,15 +130,6 @@ def _read_lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
         notes.append(f"{path.name} could not be read ({error.strerror}) beyond a point and is left out from there")
     if damaged:
         notes.append(f"{path.name}: {damaged} unreadable line{'s' if damaged > 1 else ''} left out")
-
-
-def as_record(line: bytes) -> dict[str, Any] | None:
-    """The object on a line of a .jsonl file; None if there is none."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
 
 
 def step_of(record: dict[str, Any]) -> int | None:

@@ -11,10 +11,10 @@ import numpy as np
 import yaml
 
 from pretrain.analysis.figures import figure, worst
-from pretrain.analysis.recorded_run import as_record, number, profiles, step_of
+from pretrain.analysis.recorded_run import number, profiles, step_of
 from pretrain.analysis.recorded_verdicts import newest_verdicts
 from pretrain.analysis.watch_follow import Source
-from pretrain.state.run_files import EVENTS, LAYERS, METRICS, VERDICTS
+from pretrain.state.run_files import EVENTS, LAYERS, METRICS, VERDICTS, as_record
 
 MOST_STEPS = 20_000
 MOST_EVENTS = 200

@@ -6,7 +6,6 @@ them show in that one figure.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from pretrain.errors import ResumeMismatch
 from pretrain.parallel import collectives
 from pretrain.state.reader import Checkpoint
-from pretrain.state.run_files import EVENTS, METRICS
+from pretrain.state.run_files import EVENTS, METRICS, records
 from pretrain.training.callback import Callback
 from pretrain.training.loop import StepReport, Trainer
 from pretrain.training.progress import Stop
@@ -116,12 +115,7 @@ def _logged_loss(run: Path, step: int) -> float | None:
     """The loss that a session before had at `step`, from metrics.jsonl or, where a resume stopped, events.jsonl."""
     found = None
     for name, key in ((EVENTS, "expected_loss"), (METRICS, "loss")):
-        path = run / name
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            try:
-                entry = json.loads(line)
-            except ValueError:  # half a line of a killed writer
-                continue
+        for entry in records(run / name):
             if entry.get("step") == step and entry.get(key) is not None:
                 found = entry[key]
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,7 @@ from pretrain.models.layer_list import LayerList
 from pretrain.models.layers import ModelSpec
 from pretrain.models.registry import FAMILIES
 from pretrain.state.reader import Checkpoint, resolve_checkpoint
-from pretrain.state.run_files import CHECKPOINTS, CONFIG, METRICS, TOKENIZER, read_summary
+from pretrain.state.run_files import CHECKPOINTS, CONFIG, METRICS, TOKENIZER, read_summary, records
 
 TOKEN_TABLE = "token_embedding.weight"
 OUTPUT_TABLE = "output_projection.weight"
@@ -153,13 +152,8 @@ class TrainedModel:
     def metrics(self) -> dict[str, Any]:
         """What metrics.jsonl says of this checkpoint's step."""
         facts: dict[str, Any] = {}
-        path = self.run / METRICS if self.run is not None else None
-        for line in path.read_text(encoding="utf-8").splitlines() if path and path.is_file() else []:
-            try:
-                record = json.loads(line)
-            except ValueError:  # the last line of a run that was killed
-                continue
-            if isinstance(record, dict) and record.get("step") == self.checkpoint.step:
+        for record in records(self.run / METRICS) if self.run is not None else ():
+            if record.get("step") == self.checkpoint.step:
                 facts |= record
         return facts
 

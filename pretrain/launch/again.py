@@ -14,7 +14,7 @@ from pretrain.command_line import Parser, positive, run
 from pretrain.errors import EXIT_DONE, EXIT_HANG, EXIT_INTERRUPTED, EXIT_ORPHANED, EXIT_STOPPED_BY_SIGNAL
 from pretrain.state.files import replace_text
 from pretrain.state.reader import list_checkpoints
-from pretrain.state.run_files import CHECKPOINTS, EVENTS
+from pretrain.state.run_files import CHECKPOINTS, EVENTS, records
 
 EXAMPLE = """example:
   trap 'exit 130' INT
@@ -61,7 +61,7 @@ def why_not(folder: Path, status: int | None, patience: int) -> str:
             then the run's own events tell.
         patience: restarts in a row without a newer checkpoint.
     """
-    before, events = _counts(folder), _events(folder)
+    before, events = _counts(folder), list(records(folder / EVENTS))
     sessions, step = _sessions(events), _newest_step(folder)
     reason = _status_says(status) if status is not None else _events_say(events, sessions > before.sessions)
     tries = 0 if step > before.step else before.without_progress
@@ -78,7 +78,7 @@ def why_not(folder: Path, status: int | None, patience: int) -> str:
 def take_stock(folder: Path) -> None:
     """Before the first session: what is in the folder belongs to earlier ones."""
     if folder.is_dir():
-        _write(folder, Counts(_sessions(_events(folder)), _newest_step(folder), 0))
+        _write(folder, Counts(_sessions(list(records(folder / EVENTS))), _newest_step(folder), 0))
 
 
 def _status_says(status: int) -> str:
@@ -113,18 +113,6 @@ def _write(folder: Path, counts: Counts) -> None:
 
 def _sessions(events: Sequence[dict[str, Any]]) -> int:
     return sum(event["event"] in ("start", "resume", "hang", "crash") for event in events)
-
-
-def _events(folder: Path) -> list[dict[str, Any]]:
-    """Whole lines of events.jsonl, which a killed session may have left unfinished."""
-    events = []
-    path = folder / EVENTS
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            continue
-    return events
 
 
 def _newest_step(folder: Path) -> int:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from pretrain.parallel import collectives
-from pretrain.state.run_files import EVENTS
+from pretrain.state.run_files import EVENTS, records
 from pretrain.training.run_folder import RunFolder
 
 
@@ -19,7 +19,8 @@ class Rollbacks:
 
     def read(self, folder: RunFolder) -> None:
         """Read them anew. Collective: rank 0 reads."""
-        found = json.dumps(_rollbacks(folder)) if collectives.is_first() else ""
+        events = records(folder.path / EVENTS) if collectives.is_first() else ()
+        found = json.dumps([event for event in events if event.get("event") == "rollback"])
         self.entries = json.loads(collectives.share_text(found))
 
     @property
@@ -34,15 +35,3 @@ class Rollbacks:
     def unknown_to(self, step: int) -> list[dict[str, Any]]:
         """Those that a checkpoint of this step knows nothing of: after one to step N, new checkpoints lie beyond N."""
         return [entry for entry in self.entries if entry["to_step"] >= step]
-
-
-def _rollbacks(folder: RunFolder) -> list[dict[str, Any]]:
-    path, found = folder.path / EVENTS, []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            event = json.loads(line)
-        except ValueError:  # half a line of a killed writer
-            continue
-        if event.get("event") == "rollback":
-            found.append(event)
-    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +38,25 @@ def read_summary(run: Path) -> dict[str, Any]:
     return summary
 
 
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a .jsonl log, one at a time; none if it is not there. Half a killed writer's line is left out."""
+    if path.is_file():
+        with path.open("rb") as file:
+            yield from filter(None, map(as_record, file))
+
+
+def as_record(line: bytes) -> dict[str, Any] | None:
+    """The object on a line of a .jsonl log; None if there is none."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
 def tells_of_saves(run: Path) -> bool:
     """Whether events.jsonl speaks of a checkpoint that was complete."""
-    path = run / EVENTS
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            if json.loads(line).get("event") in ("save", "resume"):
-                return True
-        except ValueError:  # half a line of a killed writer
-            continue
-    return False
+    return any(event.get("event") in ("save", "resume") for event in records(run / EVENTS))
 
 
 def merge_summary(run: Path, figures: dict[str, Any]) -> None:
