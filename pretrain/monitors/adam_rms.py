@@ -12,6 +12,7 @@ from pretrain.config.schema import OptimizerSection
 from pretrain.monitors.gradient_norm import GradientNorm
 from pretrain.monitors.parameter_chunks import Chunk
 from pretrain.monitors.parameters import Measure, Sums
+from pretrain.parallel.norms import clip_divisor
 
 
 class AdamRMS(Measure):
@@ -39,5 +40,4 @@ class AdamRMS(Measure):
     def value(self, sums: Sums) -> Tensor:
         # Clipping is one factor for all gradients, known when they have been summed up over all ranks.
         norm, clip = sums.model[GradientNorm.name] ** 0.5, self.optimizer.clip_norm
-        factor = 1.0 / max(1.0, (norm + 1e-6) / clip) if clip else 1.0  # as DeepSpeed clips
-        return factor * (sums.rows[self.name] / sums.elements).sqrt()
+        return (sums.rows[self.name] / sums.elements).sqrt() / clip_divisor(norm, clip)

@@ -54,9 +54,9 @@ class View:
     def _measure(self, rows: Sequence[int], q: Tensor, k: Tensor) -> None:
         assert self.sight is not None
         sums, maxima = logit_figures(q, k, self.sight)
-        self.sums += zip(rows, sums.unbind(), strict=True)
-        self.maxima += zip(rows, maxima.unbind(), strict=True)
-        self.counts += [(row, self.sight.counts) for row in rows]
+        self.sums.append((rows, sums))
+        self.maxima.append((rows, maxima))
+        self.counts.append((rows, self.sight.counts.expand(len(rows), -1)))
 
 
 class AttentionLogits(Signal):

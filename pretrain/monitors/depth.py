@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -103,9 +104,12 @@ def gather(signals: Sequence[Signal], parts: Sequence[Part]) -> Profiles:
 
 
 def shortened(values: Any) -> Any:
-    """Numbers at any depth with DIGITS significant digits: half the bytes of a file that is long at 1000 layers."""
-    if isinstance(values, dict):
-        return {key: shortened(value) for key, value in values.items()}
+    """Numbers at any depth with DIGITS significant digits: half the bytes of a file that is long at 1000 layers.
+
+    What is not finite becomes None.
+    """
+    if isinstance(values, float):
+        return float(f"{values:.{DIGITS}g}") if math.isfinite(values) else None
     if isinstance(values, list):
         return [shortened(value) for value in values]
-    return float(f"{values:.{DIGITS}g}") if isinstance(values, float) else values
+    return {key: shortened(value) for key, value in values.items()} if isinstance(values, dict) else values

@@ -87,7 +87,7 @@ class LayerOutputs(Signal):
         content = content.to(outputs.device)
         figures = self.measure(outputs.float().mul_(content.mask), content)  # a pile's own copy of them
         found = torch.stack((*figures, content.counted.expand_as(figures[0])))
-        self.found += zip(rows, found.where(content.counted, 0.0).sum(-1).unbind(1), strict=True)
+        self.found.append((rows, found.where(content.counted, 0.0).sum(-1).T))
 
     def collect(self, engine: Engine) -> Part:
         self.hooks.remove()

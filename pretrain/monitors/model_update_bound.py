@@ -8,7 +8,7 @@ its change as rms(W - W_0) / xavier_std, xavier_std = sqrt(2 / (fan_in + fan_out
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from pretrain.blocks.init import initialise
 from pretrain.models.layers import ModelSpec
-from pretrain.models.parameters import row_group
+from pretrain.monitors.blocks import first_layers
 from pretrain.monitors.model_update import GROUP, width
+from pretrain.monitors.parameter_chunks import Chunk, chunks_of
 from pretrain.monitors.probe import Probe
 from pretrain.monitors.signals import NOTHING, Part, Profiles, Rows, Signal, stack_depths
 from pretrain.parallel import collectives
@@ -29,8 +30,6 @@ MATRICES = {
     "ffn": ("fc1", "fc2"),
 }
 """v and w of each sublayer."""
-AT_A_TIME = 2**20
-"""Elements whose change is held at a time; on CPUs that much stays in the cache."""
 
 
 class Scales(NamedTuple):
@@ -75,25 +74,30 @@ class ModelUpdateBound(Signal):
                     for index, matrix in enumerate(MATRICES[part]):
                         name = f"{stack}.layers.{layer}.{part}.{matrix}.weight"
                         self.cells[name] = 2 * self.rows.index(f"{stack}.{part}", layer) + index
-        self.shards: list[Shard] = []
+        self.chunks: list[Chunk] = []
+        """The rank's part of the cells."""
+        self.scales = torch.zeros(2 * self.rows.total, dtype=torch.float64)
+        """Of each cell: 1 / (elements * xavier_std^2) turns a sum of squares into (rms / xavier_std)^2."""
         self.initial: list[Tensor] | None = None
-        """First weights of `shards`, in their order, on the CPU."""
+        """First weights of `chunks`, on the CPU."""
         self.initial_norm = math.nan
         """Frobenius norm of all first weights: tells them from others."""
-
-    def _shards(self, engine: Engine) -> list[Shard]:
-        return [shard for shard in engine.owned_shards() if shard.name in self.cells]
 
     def start(self, engine: Engine, probe: Probe, step: int) -> str:
         if not self.cells:
             return ""
         # Once: listing them costs a tenth of a step, and they are views of the weights for good.
-        shards = self.shards = self._shards(engine)
+        shards = [shard for shard in engine.owned_shards() if shard.name in self.cells]
+        self.chunks = chunks_of(shards, self.cells.__getitem__)
+        for shard in shards:
+            fan_out, fan_in = shard.shape
+            self.scales[self.cells[shard.name]] = (fan_in + fan_out) / 2 / (fan_in * fan_out)
         if step == 0:
-            self.initial = [shard.weight.to("cpu", copy=True) for shard in shards]
+            self.initial = [chunk.weights().cpu() for chunk in self.chunks]
             self.initial_norm = self._norm()
             return ""
-        self.initial = first_weights(self.spec, self.seed, shards)
+        weights = iter(first_weights(self.spec, self.seed, [shard for chunk in self.chunks for shard in chunk.shards]))
+        self.initial = [torch.cat([next(weights) for _ in chunk.shards]) for chunk in self.chunks]
         if math.isclose(self._norm(), self.initial_norm, rel_tol=1e-6):
             return ""
         self.initial = None
@@ -108,15 +112,12 @@ class ModelUpdateBound(Signal):
         cells = torch.zeros(2 * self.rows.total, 2, dtype=torch.float64)
         if self.initial is None:
             return Part(cells.flatten() + math.nan, NOTHING)
-        for shards, first in batched(self.shards, self.initial):
-            weights = [shard.weight for shard in shards]
-            changes = torch._foreach_sub(weights, [tensor.to(weights[0].device) for tensor in first])
-            norms = [torch.stack(torch._foreach_norm(x, dtype=torch.float64)) for x in (weights, changes)]
-            squares = torch.stack(norms, -1).square().cpu()
-            scales = torch.tensor([_scale(shard.shape) for shard in shards], dtype=torch.float64)
-            where = torch.tensor([self.cells[shard.name] for shard in shards])
-            cells.index_add_(0, where, squares * scales[:, None])
-        return Part(cells.flatten(), NOTHING)
+        for chunk, first in zip(self.chunks, self.initial, strict=True):
+            weights = chunk.weights()
+            of_weights = chunk.squares(weights)
+            of_changes = chunk.squares(weights.sub_(first.to(weights.device)))
+            cells[chunk.rows] = torch.stack((of_weights, of_changes), -1).cpu()
+        return Part((cells * self.scales[:, None]).flatten(), NOTHING)
 
     def profiles(self, sums: Tensor, maxima: Tensor) -> Profiles:
         if not self.cells:
@@ -149,49 +150,26 @@ def post_norm_stacks(spec: ModelSpec) -> tuple[dict[str, float], dict[str, list[
     """alpha and the sublayers of each stack; both empty where the theorem says nothing of the design."""
     alphas: dict[str, float] = {}
     parts: dict[str, list[str]] = {}
-    for layer in spec.layers:
-        if layer.name.endswith(".layers.0"):
-            with torch.device("meta"):
-                block: Any = layer.factory()
-            if not block.post_norm or hasattr(block.ffn, "gate"):
-                return {}, {}
-            stack, _ = row_group(layer.name + ".x")
-            alphas[stack], parts[stack] = float(block.alpha), list(block.norms())
+    layers: dict[str, Any] = {**first_layers(spec)}
+    for stack, block in layers.items():
+        if not block.post_norm or hasattr(block.ffn, "gate"):
+            return {}, {}
+        alphas[stack], parts[stack] = float(block.alpha), list(block.norms())
     return alphas, parts
 
 
 def first_weights(spec: ModelSpec, seed: int, shards: Sequence[Shard]) -> list[Tensor]:
     """What the seed gives the elements of these shards of blocks, each flat, on the CPU."""
-    factories = {layer.name: layer.factory for layer in spec.layers}
-    weights: list[Tensor] = []
-    built, parameters = "", dict[str, Tensor]()
-    for shard in shards:  # in the order of the layers
-        layer = ".".join(shard.name.split(".", 3)[:3])
-        if layer != built:
-            module, built = factories[layer](), layer
-            initialise(module, layer, seed)
-            parameters = {f"{layer}.{name}": parameter.detach() for name, parameter in module.named_parameters()}
-        weights.append(parameters[shard.name].flatten()[shard.start : shard.stop].clone())
-    return weights
-
-
-def batched(shards: Sequence[Shard], first: Sequence[Tensor]) -> Iterator[tuple[list[Shard], list[Tensor]]]:
-    """Both, a few shards at a time."""
-    own: list[Shard] = []
-    theirs: list[Tensor] = []
-    size = 0
-    for shard, tensor in zip(shards, first, strict=True):
-        own.append(shard)
-        theirs.append(tensor)
-        size += tensor.numel()
-        if size >= AT_A_TIME:
-            yield own, theirs
-            own, theirs, size = [], [], 0
-    if own:
-        yield own, theirs
-
-
-def _scale(shape: tuple[int, ...]) -> float:
-    """1 / (elements * xavier_std^2): turns a sum of squares into (rms / xavier_std)^2."""
-    fan_out, fan_in = shape
-    return (fan_in + fan_out) / 2 / (fan_in * fan_out)
+    of_layer: dict[str, list[Shard]] = {}
+    for shard in shards:
+        of_layer.setdefault(".".join(shard.name.split(".", 3)[:3]), []).append(shard)
+    weights: dict[tuple[str, int], Tensor] = {}
+    for layer in spec.layers:
+        if layer.name in of_layer:
+            module = layer.factory()
+            initialise(module, layer.name, seed)
+            parameters = {f"{layer.name}.{name}": parameter for name, parameter in module.named_parameters()}
+            for shard in of_layer[layer.name]:
+                own = parameters[shard.name].detach().flatten()[shard.start : shard.stop]
+                weights[shard.name, shard.start] = own.clone()
+    return [weights[shard.name, shard.start] for shard in shards]

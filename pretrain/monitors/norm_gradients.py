@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from pretrain.models.layers import ModelSpec
-from pretrain.monitors.blocks import built_parts, norms_of, part_rows
-from pretrain.monitors.listening import Found, Hooks, add_up, recomputing
-from pretrain.monitors.signals import NOTHING, Part, Profiles, Signal
+from pretrain.monitors.listening import recomputing
+from pretrain.monitors.norm_flow import NormFlow
+from pretrain.monitors.signals import Part, Profiles
 from pretrain.parallel.engine import Engine
 
 
-class NormGradients(Signal):
-    """RMS of dL/dx through the norm alone (not through a skip around it), rows as of `NormInputs`.
+class NormGradients(NormFlow):
+    """RMS of dL/dx through the norm alone (not through a skip around it).
 
-    L is the mean loss over the target tokens of the global batch, the same in every layout; the mean square is over
-    all samples, positions and width, padding included.
+    L is the mean loss over the target tokens of the global batch, the same in every layout.
     """
-
-    def __init__(self, spec: ModelSpec):
-        self.rows = part_rows(spec, norms_of)
-        self.hooks = Hooks()
-        self.squares: Found = []
-        self.elements: Counter[int] = Counter()
 
     def before_step(self, engine: Engine) -> None:
         self.scale = engine.backward_scale  # fp16 may change its part of it after the step
-        self.squares, self.elements = [], Counter()
-        self.hooks.remove()  # left by a try of this step that was thrown away
-        for row, _, norm in built_parts(engine.layers, self.rows, norms_of):
-            self.hooks.add(norm.register_forward_pre_hook(self._listener(row)))
+        super().before_step(engine)
 
-    def _listener(self, row: int) -> Any:
-        def catch(gradient: Tensor) -> None:
-            self.squares.append((row, gradient.float().square().sum()))
-            self.elements[row] += gradient.numel()
+    def listener(self, row: int) -> Any:
+        catch = partial(self.note, row)
 
         def listen(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
             # The backward pass goes through the first forward's graph, also where that keeps no activations: a
@@ -52,11 +38,9 @@ class NormGradients(Signal):
         return listen
 
     def collect(self, engine: Engine) -> Part:
-        self.hooks.remove()
-        squares, self.squares = add_up(self.squares, [self.rows.total]), []
-        elements = torch.tensor([self.elements[row] for row in range(self.rows.total)], dtype=torch.float64)
-        return Part(torch.cat([squares / self.scale**2, elements]), NOTHING)
+        part = super().collect(engine)
+        part.sums[: self.rows.total] /= self.scale**2
+        return part
 
     def profiles(self, sums: Tensor, maxima: Tensor) -> Profiles:
-        squares, elements = sums.chunk(2)
-        return {"norm_input_gradient": self.rows.split((squares / elements.clamp(min=1)).sqrt())}
+        return {"norm_input_gradient": self.rms(sums)}

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from pretrain.parallel.engine import Shard
+from pretrain.parallel.norms import norms
 
-AT_A_TIME = 2**24
-"""Elements of a chunk, about: what is copied only to be reduced holds no more memory than this."""
+AT_A_TIME = {"cpu": 2**18}
+"""Elements of a chunk, about, by device: 1 MiB, which stays in a core's cache from one pass to the next."""
+OTHERWISE = 2**24
+"""On other devices: many enough to be worth a kernel, and few enough for what is copied only to be reduced."""
 
 
-@dataclass(frozen=True)
 class Chunk:
-    """Some rows of this rank. All tensors are flat, row after row."""
+    """Some rows of this rank. All tensors are flat, row after row.
 
-    shards: list[Shard]
-    rows: list[int]
-    sizes: list[int]
-    """Elements of each of these rows."""
+    Args:
+        rows: each with its shards.
+    """
+
+    def __init__(self, rows: Sequence[tuple[int, list[Shard]]]):
+        self.rows = [row for row, _ in rows]
+        self.sizes = [sum(shard.stop - shard.start for shard in own) for _, own in rows]
+        """Elements of each of these rows."""
+        self.shards = [shard for _, own in rows for shard in own]
+        self._weights = joined([shard.weight for shard in self.shards])
+
+    @cached_property
+    def _second_moments(self) -> list[Tensor]:
+        return joined([shard.exp_avg_sq for shard in self.shards])
 
     @property
     def first(self) -> int:
@@ -30,7 +42,12 @@ class Chunk:
 
     def weights(self) -> Tensor:
         """A copy of the fp32 masters."""
-        return torch.cat([shard.weight for shard in self.shards])
+        return torch.cat(self._weights)
+
+    def less_weights_(self, flat: Tensor) -> Tensor:
+        """`flat` less the fp32 masters, in place: without a copy of them."""
+        torch._foreach_sub_(list(flat.split([run.numel() for run in self._weights])), self._weights)
+        return flat
 
     def gradients(self) -> Tensor:
         """A copy of the reduced gradients; in a `before_update` listener."""
@@ -38,12 +55,11 @@ class Chunk:
 
     def second_moments(self) -> Tensor:
         """A copy of Adam's v."""
-        return torch.cat([shard.exp_avg_sq for shard in self.shards])
+        return torch.cat(self._second_moments)
 
     def squares(self, flat: Tensor) -> Tensor:
-        """The sum of the squares in each row, in fp64 on the CPU: [rows]."""
-        norms = torch._foreach_norm(list(flat.split(self.sizes)), dtype=torch.float64)
-        return torch.stack(norms).cpu().square()
+        """The sum of the squares in each row, in fp64: [rows]."""
+        return norms(flat.split(self.sizes)).square_()
 
 
 def chunks_of(shards: Sequence[Shard], row_of: Callable[[str], int]) -> list[Chunk]:
@@ -53,22 +69,49 @@ def chunks_of(shards: Sequence[Shard], row_of: Callable[[str], int]) -> list[Chu
         shards: of one rank.
         row_of: row of a parameter's name.
     """
-    found: list[Chunk] = []
-    current, elements = Chunk([], [], []), 0
+    found: list[list[tuple[int, list[Shard]]]] = []
+    elements = 0
     for row, own in _by_row(shards, row_of):
-        size = sum(shard.stop - shard.start for shard in own)
-        if not found or elements >= AT_A_TIME:
-            current, elements = Chunk([], [], []), 0
-            found.append(current)
-        current.shards.extend(own)
-        current.rows.append(row)
-        current.sizes.append(size)
-        elements += size
-    return found
+        if not found or elements >= AT_A_TIME.get(own[0].weight.device.type, OTHERWISE):
+            found.append([])
+            elements = 0
+        found[-1].append((row, own))
+        elements += sum(shard.stop - shard.start for shard in own)
+    return [Chunk(rows) for rows in found]
 
 
 def _by_row(shards: Sequence[Shard], row_of: Callable[[str], int]) -> Iterator[tuple[int, list[Shard]]]:
+    """The rows in order, the shards of each as they lie in memory: where a buffer lies must not change a sum."""
+    buffers: dict[int, int] = {}
     rows: dict[int, list[Shard]] = {}
     for shard in shards:
+        buffers.setdefault(_buffer(shard.weight), len(buffers))
         rows.setdefault(row_of(shard.name), []).append(shard)
-    yield from sorted(rows.items())
+    for row, own in sorted(rows.items()):
+        yield row, sorted(own, key=lambda shard: (buffers[_buffer(shard.weight)], shard.weight.storage_offset()))
+
+
+def joined(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same elements in the same order, in as few views as can be: neighbours in memory become one.
+
+    Args:
+        tensors: flat and contiguous.
+    """
+    found: list[Tensor] = []
+    for tensor in tensors:
+        if found and _follows(found[-1], tensor):
+            start, size = found[-1].storage_offset(), found[-1].numel() + tensor.numel()
+            found[-1] = tensor.as_strided((size,), (1,), start)
+        else:
+            found.append(tensor)
+    return found
+
+
+def _follows(one: Tensor, other: Tensor) -> bool:
+    same = _buffer(one) == _buffer(other) and one.dtype == other.dtype
+    return same and one.storage_offset() + one.numel() == other.storage_offset()
+
+
+def _buffer(tensor: Tensor) -> int:
+    """Of what it is a view."""
+    return tensor.untyped_storage().data_ptr()

@@ -108,9 +108,14 @@ class ParameterSignals(Signal):
             engine.before_update.remove(self._before_update)
             self.listening = None
         sums = torch.zeros(len(self.measures) + 1, self.rows.rows.total, dtype=torch.float64)
-        for chunk in self.chunks or ():
-            measured = [measure.after_step(chunk, engine.optimizer_step_count()) for measure in self.measures]
-            sums[:, chunk.rows] = torch.stack([torch.tensor(chunk.sizes, dtype=torch.float64), *measured])
+        if self.chunks:
+            updates = engine.optimizer_step_count()
+            measured = [
+                torch.stack([measure.after_step(chunk, updates) for measure in self.measures]) for chunk in self.chunks
+            ]
+            rows = [row for chunk in self.chunks for row in chunk.rows]
+            sums[0, rows] = torch.tensor([size for chunk in self.chunks for size in chunk.sizes], dtype=torch.float64)
+            sums[1:, rows] = torch.cat(measured, 1).cpu()
         return Part(sums.flatten(), NOTHING)
 
     def profiles(self, sums: Tensor, maxima: Tensor) -> Profiles:

@@ -17,8 +17,7 @@ class UpdateNorm(Measure):
         self.kept[chunk.first] = weights
 
     def after_step(self, chunk: Chunk, updates: int) -> Tensor:
-        change = self.kept.pop(chunk.first).sub_(chunk.weights())
-        return chunk.squares(change)
+        return chunk.squares(chunk.less_weights_(self.kept.pop(chunk.first)))
 
     def value(self, sums: Sums) -> Tensor:
         return sums.rows[self.name].sqrt()

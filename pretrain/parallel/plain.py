@@ -58,7 +58,14 @@ class PlainEngine(ZeroEngine):
         )
         self.rank = self.data_parallel_rank = collectives.rank()
         self.data_parallel_size = collectives.world_size()
+        self._modules = list(engine.modules())
         self.attach(engine)
+
+    def _set_mode(self, training: bool) -> None:
+        """nn.Module.train, without the walk through the whole tree in every step."""
+        if self.deepspeed.training != training:
+            for module in self._modules:
+                vars(module)["training"] = training  # what Module's own __setattr__ comes to
 
     def _summed_loss(self, batch: Batch, loss: TokenLoss) -> Tensor:
         batch = {key: tensor.to(self.device, non_blocking=True) for key, tensor in batch.items()}
@@ -66,7 +73,7 @@ class PlainEngine(ZeroEngine):
         return loss.sum(logits, batch["labels"])
 
     def train_step(self, micro_batches: Sequence[Batch], lr: float) -> StepResult:
-        self.deepspeed.train()
+        self._set_mode(training=True)
         self.set_lr(lr)
         skipped_before = self.deepspeed.skipped_steps
         targets = sum(int(count_targets(batch["labels"])) for batch in micro_batches)
@@ -88,7 +95,7 @@ class PlainEngine(ZeroEngine):
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[Batch]) -> tuple[float, int]:
-        self.deepspeed.eval()
+        self._set_mode(training=False)
         totals = torch.zeros(2, dtype=torch.float64)
         for batch in micro_batches:
             totals += torch.tensor(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from pretrain.parallel.engine import Shard
+from pretrain.parallel.norms import clip_divisor, norms
 from pretrain.parallel.plain import PlainEngine
 from pretrain.parallel.shards import create_moments, set_step_count
 
@@ -38,7 +39,7 @@ class ReplicatedEngine(PlainEngine):
             listener()
         optimizer, clip = self.deepspeed.optimizer, self.deepspeed.gradient_clipping()
         gradients = [p.grad for p in self.layers.parameters() if p.grad is not None]
-        norm = float(torch.stack(torch._foreach_norm(gradients)).norm())
+        norm = float(norms(gradients).norm())
         self.refusal = None
         admitted = self.admits(lambda: norm) and math.isfinite(norm)
         # These two DeepSpeed's engine reads from any of its optimizers.
@@ -47,7 +48,7 @@ class ReplicatedEngine(PlainEngine):
         if optimizer.overflow:
             return None
         if clip:
-            torch._foreach_mul_(gradients, 1 / max(1.0, (norm + 1e-6) / clip))
+            torch._foreach_div_(gradients, clip_divisor(norm, clip))
         return self._step(*args, **kwargs)
 
     def owned_shards(self, replicas: bool = False) -> Iterator[Shard]:

@@ -6,7 +6,7 @@ parameter says which of its elements lie in this rank's slice, and where.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -55,16 +55,22 @@ def zero_shards(module: nn.Module, optimizer: Any, replicas: bool) -> Iterator[S
             weight=view(flat),
             exp_avg=view(state["exp_avg"]),
             exp_avg_sq=view(state["exp_avg_sq"]),
-            gradient=partial(view, flat.grad) if mapping.use_offload else partial(_gradient, parameter),
+            gradient=partial(view, flat.grad) if mapping.use_offload else _gradient_of(parameter),
         )
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
-    gradient = mapping.get_lp_grad_fragment(parameter._index_in_param_group).detach().float().flatten()  # type: ignore[attr-defined]
-    inside = mapping.lp_fragment_address
-    # The BF16 optimizer keeps the whole parameter's gradient on every rank, ZeRO only the fragment.
-    return gradient if gradient.numel() == inside.numel else gradient.narrow(0, inside.start, inside.numel)
+def _gradient_of(parameter: Any) -> Callable[[], Tensor]:
+    """As get_lp_grad_fragment of the parameter's mapping does; thousands are read in a sampled step."""
+    mapping = parameter._hp_mapping
+    groups, group, index = mapping.gradient_dict, mapping.param_group_index, parameter._index_in_param_group
+    start, length = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
+
+    def gradient() -> Tensor:
+        found: Tensor = groups[group][index].float().flatten()
+        # The BF16 optimizer keeps the whole parameter's gradient on every rank, ZeRO only the fragment.
+        return found if found.numel() == length else found.narrow(0, start, length)
+
+    return gradient
 
 
 def step_count(inner: torch.optim.Optimizer) -> int:

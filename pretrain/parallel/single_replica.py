@@ -16,6 +16,8 @@ from deepspeed.runtime.utils import combine_grad_norm_groups, is_invalid_grad_no
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
+from pretrain.parallel.norms import clip_divisor, norms
+
 
 def simplify(optimizer: Any, data_parallel_size: int) -> None:
     """Replace those steps of a DeepSpeed optimizer; does nothing where gradients are reduced, cast or moved."""
@@ -46,8 +48,6 @@ def _share_masters(optimizer: Any) -> None:
             mapping = parameter._hp_mapping
             at, masters = mapping.hp_fragment_address, optimizer.single_partition_of_fp32_groups
             mapping.hp_fragment = masters[mapping.param_group_index].data.narrow(0, at.start, at.numel)
-    # Parameters are views of the flat weights for good; DeepSpeed would make all of these views anew after each step.
-    optimizer._update_model_bit16_weights = lambda group_index: None
 
 
 class DirectUpdate:
@@ -60,7 +60,8 @@ class DirectUpdate:
     def __init__(self, optimizer: Any):
         self.optimizer = optimizer
         self.groups: list[list[nn.Parameter]] = optimizer.params_in_partition
-        self._views: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
+        self._moments: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
+        """Of each group, in the parameters' shapes: views, made once."""
 
     def install(self) -> None:
         self.optimizer.reduce_gradients = self.collect
@@ -90,10 +91,9 @@ class DirectUpdate:
             optimizer._global_grad_norm = float("inf")
         else:
             optimizer._global_grad_norm = norm / scale
-            if optimizer.clip_grad > 0:
-                scale = scale * ((optimizer._global_grad_norm + 1e-6) / optimizer.clip_grad).clamp(min=1.0)
+            scale = scale * clip_divisor(float(optimizer._global_grad_norm), optimizer.clip_grad)
             for index, parameters in enumerate(self.groups):
-                self._adamw(index, parameters, torch.as_tensor(scale, dtype=torch.float32, device=norm.device))
+                self._adamw(index, parameters, torch.tensor(scale, dtype=torch.float32, device=norm.device))
         optimizer.zero_grad(set_to_none=True)
         for index in range(len(self.groups)):
             optimizer.averaged_gradients[index] = None
@@ -103,11 +103,13 @@ class DirectUpdate:
         group = self.optimizer.optimizer.param_groups[index]
         state = self.optimizer.optimizer.state[group["params"][0]]
         state["step"] += 1
+        if index not in self._moments:
+            self._moments[index] = _views(state["exp_avg"], parameters), _views(state["exp_avg_sq"], parameters)
         # What torch.optim.AdamW(fused=True) calls; through it, each tensor would need a step count of its own.
         torch._fused_adamw_(
             [*parameters],
             _gradients(parameters),
-            *self._moments(state, parameters),
+            *self._moments[index],
             [],
             [state["step"]] * len(parameters),
             lr=group["lr"],
@@ -120,20 +122,14 @@ class DirectUpdate:
             grad_scale=scale,
         )
 
-    def _moments(self, state: dict[str, Tensor], parameters: list[nn.Parameter]) -> tuple[list[Tensor], list[Tensor]]:
-        """Both moments in the parameters' shapes: views, made once."""
-        if id(state) not in self._views:
-            self._views[id(state)] = _views(state["exp_avg"], parameters), _views(state["exp_avg_sq"], parameters)
-        return self._views[id(state)]
-
     def norm(self, norm_type: int = 2) -> Tensor:
         """L2 norm of the whole gradient, over all stages, each replicated weight once."""
         groups = []
         for parameters in self.groups:
             counted = [parameter for parameter in parameters if _counts(parameter)]
             # The norm of the tensors' norms is the norm of all; DeepSpeed adds the other stages' to it.
-            norms = [torch.stack(torch._foreach_norm(_gradients(counted)))] if counted else []
-            groups.append(self.optimizer.get_grad_norm_direct(norms, counted[:1]))
+            found = [norms(_gradients(counted))] if counted else []
+            groups.append(self.optimizer.get_grad_norm_direct(found, counted[:1]))
         return combine_grad_norm_groups(groups)
 
 
@@ -191,7 +187,7 @@ class MasterGradients:
             for parameter, view in zip(parameters, views, strict=True)
             if _counts(parameter)
         ]
-        return [torch.stack(torch._foreach_norm(counted))], {}
+        return [norms(counted)], {}
 
 
 def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:

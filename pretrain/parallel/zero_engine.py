@@ -12,6 +12,7 @@ import torch
 from pretrain.parallel import collectives
 from pretrain.parallel.engine import NOT_FINITE, Engine, Refusal, Shard, StepResult
 from pretrain.parallel.loss_scale import load_scaler_state, scaler_state
+from pretrain.parallel.norms import clip_divisor
 from pretrain.parallel.refusal import judge_norm
 from pretrain.parallel.shards import create_moments, set_step_count, step_count, zero_shards
 from pretrain.parallel.single_replica import simplify
@@ -84,9 +85,7 @@ class ZeroEngine(Engine):
 
     def result(self, loss: float, target_tokens: int, skipped_before: int) -> StepResult:
         norm = self.judged_norm if self.refusal else float(self.deepspeed.get_global_grad_norm())
-        clip = self.deepspeed.gradient_clipping()
-        # DeepSpeed divides by max(1, (norm + 1e-6) / clip).
-        clipped = norm / max(1.0, (norm + 1e-6) / clip) if clip else norm
+        clipped = norm / clip_divisor(norm, self.deepspeed.gradient_clipping())
         skipped = self.deepspeed.skipped_steps > skipped_before
         return StepResult(loss, target_tokens, norm, clipped, (self.refusal or NOT_FINITE) if skipped else None)
 

@@ -73,6 +73,14 @@ def write_summary(run: Path, figures: dict[str, Any]) -> None:
     replace_text(run / SUMMARY, json.dumps(finite(figures), indent=1) + "\n")
 
 
+def json_line(entry: dict[str, Any]) -> str:
+    """A line of a .jsonl log; figures that are not finite become null, as JSON has none."""
+    try:
+        return json.dumps(entry, allow_nan=False) + "\n"
+    except ValueError:
+        return json.dumps(finite(entry)) + "\n"
+
+
 def finite(value: Any) -> Any:
     """`value` with null for every number that is not finite: JSON has no word for it."""
     if isinstance(value, float) and not math.isfinite(value):

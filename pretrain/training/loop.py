@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,6 +91,10 @@ class Trainer:
         """
         try:
             self._each("on_start")
+            # What is here now stays until the end. Python's cycle collector would walk through all of it now and then
+            # in the middle of a step: 0.2 s at 100 layers.
+            gc.collect()
+            gc.freeze()
             stop = self._agreed_stop()
             while stop == Stop.NO:
                 try:
@@ -103,6 +108,7 @@ class Trainer:
             self._each("on_end")
             return stop
         finally:
+            gc.unfreeze()
             self._each("on_close")
             self.loader.close()
 

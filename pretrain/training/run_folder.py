@@ -13,7 +13,7 @@ from typing import Any
 
 from pretrain.errors import CheckpointError, UserError
 from pretrain.state.files import replace_file, replace_text
-from pretrain.state.run_files import CHECKPOINTS, EVENTS, LAYERS, METRICS, finite, merge_summary, write_summary
+from pretrain.state.run_files import CHECKPOINTS, EVENTS, LAYERS, METRICS, json_line, merge_summary, write_summary
 
 GRACE = 3.0
 """Seconds that a writer at work is waited for: a killed one needs a moment to be gone, and one whose launcher died says
@@ -77,9 +77,9 @@ class RunFolder:
             os.pwrite(self._lock, (_owner() + ENDING).encode(), 0)
 
     def append(self, name: str, entry: dict[str, Any]) -> None:
-        """One line of a .jsonl log; figures that are not finite become null, as JSON has none."""
+        """One line of a .jsonl log."""
         if self.writes:
-            line = json.dumps(finite(entry)) + "\n"
+            line = json_line(entry)
             with (self.path / name).open("a+b") as file:
                 if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
                     line = "\n" + line  # half a line of a killed writer ends here
