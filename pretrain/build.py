@@ -19,7 +19,7 @@ from pretrain.checkpoint.continuity import Continuity
 from pretrain.checkpoint.restore import changed_keys, fill_weights, newest_good, resume, start_anew
 from pretrain.config.checks import BatchPlan, check
 from pretrain.config.deepspeed import deepspeed_config
-from pretrain.config.load import load_experiment, to_yaml
+from pretrain.config.load import to_yaml
 from pretrain.config.schema import Experiment
 from pretrain.data.loader import BatchLoader
 from pretrain.data.outlook import outlook
@@ -161,15 +161,12 @@ def session_problem(experiment: Experiment, request: Request, judges: bool = Tru
         )
     if request.resume == "never" and found:
         return f"--resume never: {folder} holds a run; set another run.dir, or remove it"
-    if found and (folder / CONFIG).exists():
-        saved = load_experiment(str(folder / CONFIG)).model_dump(mode="json")
-        changed = changed_keys(saved, experiment.model_dump(mode="json"))
-        if changed:
-            return (
-                f"{changed[0]} differs from the run in {folder}"
-                + (f" (and {len(changed) - 1} more)" if len(changed) > 1 else "")
-                + "; set it back, or set another run.dir (with --init-from to keep the weights)"
-            )
+    if found and (changed := changed_keys(folder, experiment)):
+        return (
+            f"{changed[0]} differs from the run in {folder}"
+            + (f" (and {len(changed) - 1} more)" if len(changed) > 1 else "")
+            + "; set it back, or set another run.dir (with --init-from to keep the weights)"
+        )
     return ""
 
 
@@ -308,8 +305,14 @@ def folder_state(experiment: Experiment, folder: RunFolder) -> str:
     except (CheckpointError, OSError, LookupError, TypeError):
         return RESUMES
     whole = newest.damaged(step_folder(folder.checkpoints, newest.step), hashes=False) is None
-    at_end = newest.step >= (experiment.train.stop_at_step or experiment.train.max_steps)
+    at_end = newest.step >= experiment.train.last_step
     return DONE if whole and summed_up and at_end else RESUMES
+
+
+def probe(plan: Plan) -> Probe:
+    """The fixed samples that signals are measured on."""
+    experiment = plan.experiment
+    return Probe(plan.data.validation, experiment.monitors.probe_samples, experiment.batch.micro_batch_size)
 
 
 def say_result(folder: RunFolder) -> None:
@@ -338,8 +341,7 @@ def callbacks(plan: Plan, texts: dict[str, bytes]) -> list[Callback]:
     verdicts: Verdicts | None = None
     saves = Checkpoints(layout(plan), texts)
     if monitors.interval:
-        probe = Probe(plan.data.validation, monitors.probe_samples, plan.experiment.batch.micro_batch_size)
-        depth = DepthSignals(every_signal(plan.experiment, plan.spec), probe)
+        depth = DepthSignals(every_signal(plan.experiment, plan.spec), probe(plan))
         verdicts = Verdicts(depth, metrics, plan.experiment.verdicts)
         chosen += [depth, verdicts]
     chosen.append(Policy(plan.experiment.policy, saves, verdicts))

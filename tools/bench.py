@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from pretrain.config.deepspeed import load_deepspeed_json
 from pretrain.config.load import load_experiment
 from pretrain.config.schema import Experiment
 from pretrain.errors import EXIT_CRASHED, EXIT_DONE, EXIT_ORPHANED, ConfigError
-from pretrain.launch.environment import LOOPBACK, RankEnvironment, export, rank_environment
+from pretrain.launch.environment import LOOPBACK, RankEnvironment, export, free_port, rank_environment
 
 EXAMPLES = """examples:
   python tools/bench.py --recipe demo --tiny
@@ -161,10 +160,7 @@ def run_rank(options: argparse.Namespace, environment: RankEnvironment) -> int:
 
 def start_ranks(command: Sequence[str], count: int) -> int:
     """Run `command` as that many ranks; 0, or the first other exit code, after which the remaining ones are ended."""
-    with socket.socket() as listener:
-        listener.bind((LOOPBACK, 0))
-        port = listener.getsockname()[1]
-    ranks = []
+    ranks, port = [], free_port()
     try:
         for rank in range(count):
             place = RankEnvironment(rank, count, rank, count, LOOPBACK, port, "deepspeed")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 
 from pretrain import build
 from pretrain.analysis.bench_clock import RankClock
-from pretrain.analysis.bench_machine import forget_peak, machine, peak_resident_bytes, resident_bytes
+from pretrain.analysis.bench_machine import forget_peak, peak_resident_bytes, resident_bytes, write_figures
 from pretrain.analysis.bench_save import Held, measure_saves, saves_report, saves_text, state_bytes
 from pretrain.checkpoint.restore import fill_weights
 from pretrain.command_line import Parser, leave, positive, run
@@ -79,7 +78,7 @@ def bench(options: argparse.Namespace, environment: RankEnvironment) -> int:
     if environment.rank == 0:
         print(saves_text(experiment.name, report))
         if options.output:
-            options.output.write_text(json.dumps({"machine": machine(), **report}, indent=1) + "\n")
+            write_figures(options.output, report)
     return EXIT_DONE
 
 

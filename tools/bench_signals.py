@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -12,13 +11,12 @@ import torch
 
 from pretrain import build
 from pretrain.analysis.bench_clock import RankClock
-from pretrain.analysis.bench_machine import machine
+from pretrain.analysis.bench_machine import write_figures
 from pretrain.analysis.bench_signals import kinds, measure_signals, signals_report, signals_text
 from pretrain.command_line import Parser, leave, positive, run
 from pretrain.config.load import load_experiment
 from pretrain.errors import EXIT_DONE
 from pretrain.launch.environment import RankEnvironment, rank_environment
-from pretrain.monitors.probe import Probe
 from pretrain.parallel import collectives, process_group
 from pretrain.training.run_folder import RunFolder
 
@@ -48,16 +46,12 @@ def bench(options: argparse.Namespace, environment: RankEnvironment) -> int:
     build.use_threads(experiment, environment)
     plan = build.plan(experiment, build.Request(), environment, quiet=environment.rank > 0)
 
-    def probe() -> Probe:
-        sizes = experiment.monitors.probe_samples, experiment.batch.micro_batch_size
-        return Probe(plan.data.validation, *sizes)
-
     with tempfile.TemporaryDirectory(prefix="bench_signals_") as own:
         process_group.start(environment, Path(own) / f"rank_{environment.rank}.log")
         try:
             folder = RunFolder(Path(own), writes=collectives.is_first())
             session = build.trainer(plan, resumes=False, callbacks=[], folder=folder)
-            chosen = kinds(session, probe, options.each)
+            chosen = kinds(session, lambda: build.probe(plan), options.each)
             clock = RankClock(torch.get_num_threads())
             spent = measure_signals(session, chosen, clock, options.rounds, options.warmup)
             report = signals_report(session, spent) | build.layout(plan)
@@ -68,7 +62,7 @@ def bench(options: argparse.Namespace, environment: RankEnvironment) -> int:
     if environment.rank == 0:
         print(signals_text(report))
         if options.output:
-            options.output.write_text(json.dumps({"machine": machine(), **report}, indent=1) + "\n")
+            write_figures(options.output, report)
     return EXIT_DONE
 
 

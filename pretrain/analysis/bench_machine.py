@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import resource
@@ -31,6 +32,11 @@ def machine() -> dict[str, Any]:
     if torch.cuda.is_available():
         described["gpu"] = torch.cuda.get_device_name()
     return described
+
+
+def write_figures(path: Path, figures: dict[str, Any]) -> None:
+    """A benchmark's figures and the machine, as JSON."""
+    path.write_text(json.dumps({"machine": machine(), **figures}, indent=1) + "\n")
 
 
 def _processor() -> str:

@@ -202,10 +202,13 @@ def figure(name: str) -> Figure:
     return Figure(plain.capitalize(), "", "", "other")
 
 
+def badness(name: str, values: np.ndarray) -> np.ndarray:
+    """Largest where a value of the figure is worst; NaN stays."""
+    side = figure(name).worst
+    return -values if side == "low" else np.abs(values) if side == "size" else values
+
+
 def worst(name: str, values: np.ndarray) -> np.ndarray:
     """The one of the last axis' values that speaks for all: [..., k] -> [...]; NaN if one of them is NaN."""
-    side = figure(name).worst
-    if side == "size":
-        at = np.where(np.isnan(values), np.inf, np.abs(values)).argmax(axis=-1)  # NaN counts as the farthest
-        return np.take_along_axis(values, at[..., None], axis=-1)[..., 0]
-    return values.max(axis=-1) if side == "high" else values.min(axis=-1)
+    at = badness(name, values).argmax(axis=-1)  # the first NaN, if there is one
+    return np.take_along_axis(values, at[..., None], axis=-1)[..., 0]

@@ -17,8 +17,7 @@ import numpy as np
 import yaml
 
 from pretrain.analysis.figures import worst
-from pretrain.errors import UserError
-from pretrain.state.run_files import CONFIG, EVENTS, LAYERS, METRICS, SUMMARY, VERDICTS, as_record
+from pretrain.state.run_files import CONFIG, EVENTS, LAYERS, METRICS, SUMMARY, VERDICTS, as_record, check_run
 
 
 @dataclass(frozen=True)
@@ -74,12 +73,7 @@ def read_run(path: Path) -> RecordedRun:
     Raises:
         UserError: `path` is no folder, or holds neither config.yaml nor metrics.jsonl.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such run folder; give the folder that run.dir names")
-    if not path.is_dir():
-        raise UserError(f"{path}: is a file; give the run's folder, {path.parent}")
-    if not (path / CONFIG).is_file() and not (path / METRICS).is_file():
-        raise UserError(f"{path}: not a run folder (no {CONFIG}, no {METRICS}); give the folder of one run")
+    check_run(path)
     notes: list[str] = []
     config = _read_mapping(path / CONFIG, notes)
     return RecordedRun(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,8 +20,8 @@ from pretrain.config.load import load_experiment
 from pretrain.config.schema import Experiment
 from pretrain.data.prepare import prepare
 from pretrain.errors import EXIT_DONE, UserError
-from pretrain.launch.environment import LOOPBACK, RankEnvironment, export
-from pretrain.state.run_files import CONFIG, read_summary
+from pretrain.launch.environment import LOOPBACK, RankEnvironment, export, free_port
+from pretrain.state.run_files import read_summary
 
 SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -47,17 +46,14 @@ class Run:
             UserError: what the command line would say; also if the folder holds a run with other settings.
         """
         experiment = load_experiment(self.recipe, [f"run.dir={self.folder}", *self.overrides])
-        if (self.folder / CONFIG).exists():
-            saved = load_experiment(str(self.folder / CONFIG)).model_dump(mode="json")
-            if changed := changed_keys(saved, experiment.model_dump(mode="json")):
-                raise UserError(
-                    f"{changed[0]} differs from the run in {self.folder}; give another folder with -o, or remove it"
-                )
+        if changed := changed_keys(self.folder, experiment):
+            raise UserError(
+                f"{changed[0]} differs from the run in {self.folder}; give another folder with -o, or remove it"
+            )
         return experiment
 
     def finished(self, experiment: Experiment) -> bool:
-        last = experiment.train.stop_at_step or experiment.train.max_steps
-        return read_summary(self.folder).get("step", 0) >= last
+        return read_summary(self.folder).get("step", 0) >= experiment.train.last_step
 
 
 def train_all(runs: Sequence[Run], at_a_time: int, say: Callable[[str], None]) -> list[Run]:
@@ -108,7 +104,7 @@ class _Training:
         command = [sys.executable, str(Path(pretrain.__file__).with_name("train.py")), *run.arguments]
         command += [f"train.threads={threads}"]
         # As a launcher would start its only rank: a lone process would outlive us.
-        place = export(RankEnvironment(0, 1, 0, 1, LOOPBACK, _free_port(), "deepspeed"))
+        place = export(RankEnvironment(0, 1, 0, 1, LOOPBACK, free_port(), "deepspeed"))
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, env=os.environ | place, stdout=log, stderr=subprocess.STDOUT)
 
@@ -124,9 +120,3 @@ class _Training:
         """Let it save and end; Ctrl-C has reached it already."""
         self.process.send_signal(signal.SIGTERM)
         self.process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind((LOOPBACK, 0))
-        return listener.getsockname()[1]

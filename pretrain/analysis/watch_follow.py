@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from pretrain.errors import UserError
-from pretrain.state.run_files import CONFIG, EVENTS, METRICS, VERDICTS
+from pretrain.state.run_files import CONFIG, EVENTS, METRICS, VERDICTS, check_run
 
 LAST_BYTES = {METRICS: 2_000_000, EVENTS: 300_000, VERDICTS: 1_000_000}
 """How much of the end of a file is read at first; of layers.jsonl it is the last line."""
@@ -69,12 +69,7 @@ class LocalRun(Source):
 
     def __init__(self, path: Path):
         self.path, self.name = path, str(path)
-        if path.is_file():
-            raise UserError(f"{path}: is a file; give the run's folder, {path.parent}")
-        if not path.is_dir():
-            raise UserError(f"{path}: no such run folder; give the folder that run.dir names, or HOST:FOLDER")
-        if not (path / CONFIG).is_file() and not (path / METRICS).is_file():
-            raise UserError(f"{path}: not a run folder (no {CONFIG}, no {METRICS}); give the folder of one run")
+        check_run(path, also=", or HOST:FOLDER")
         self.files: dict[str, GrowingFile] = {}
         written = [(path / name).stat().st_mtime for name in (METRICS, EVENTS) if (path / name).is_file()]
         self.silent = max(0.0, time.time() - max(written, default=time.time()))

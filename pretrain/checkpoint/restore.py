@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import torch
 
 from pretrain.checkpoint.save import TEMPORARY
 from pretrain.checkpoint.snapshot import RNG
+from pretrain.config.load import load_experiment
+from pretrain.config.schema import Experiment
 from pretrain.errors import CheckpointError
 from pretrain.parallel import collectives
 from pretrain.parallel.engine import Engine
@@ -20,7 +22,7 @@ from pretrain.state.files import replace_text
 from pretrain.state.index import MOMENTS, WEIGHT
 from pretrain.state.manifest import Manifest
 from pretrain.state.reader import DAMAGED, LATEST, PREFIX, ROLLED_BACK, Checkpoint, list_checkpoints, step_of
-from pretrain.state.run_files import METRICS
+from pretrain.state.run_files import CONFIG, METRICS
 from pretrain.training.loop import Trainer
 from pretrain.training.run_folder import RunFolder
 
@@ -148,17 +150,22 @@ def _on_first(action: Callable[[], None]) -> None:
         raise CheckpointError(reason)
 
 
-def changed_keys(saved: dict[str, Any], current: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ and that may not change between sessions."""
-    changed = []
+def changed_keys(run: Path, experiment: Experiment) -> list[str]:
+    """Dotted keys that have another value in the run's folder and may not change between sessions."""
+    if not (run / CONFIG).exists():
+        return []
+    saved = load_experiment(str(run / CONFIG)).model_dump(mode="json")
+    differing = _differing(saved, experiment.model_dump(mode="json"))
+    return [key for key in differing if not key.startswith(MAY_CHANGE)]
+
+
+def _differing(saved: dict[str, Any], current: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for key in sorted({*saved, *current}):
-        path = f"{prefix}{key}"
         old, new = saved.get(key), current.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            changed += changed_keys(old, new, f"{path}.")
-        elif old != new and not path.startswith(MAY_CHANGE):
-            changed.append(path)
-    return changed
+            yield from _differing(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key}"
 
 
 def fill_weights(engine: Engine, checkpoint: Checkpoint, moments: bool) -> None:

@@ -187,6 +187,11 @@ class TrainSection(Section):
     threads: NonNegativeInt = 0
     """CPU threads of each process; 0: cores divided by the processes of this machine."""
 
+    @property
+    def last_step(self) -> int:
+        """The step after which this session ends."""
+        return self.stop_at_step or self.max_steps
+
 
 class EvaluationSection(Section):
     """Validation: plain cross-entropy on fixed samples."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from pretrain.monitors.parameter_chunks import Chunk
-from pretrain.monitors.parameters import Measure, Sums
+from pretrain.monitors.parameters import Norm
 
 
-class GradientNorm(Measure):
+class GradientNorm(Norm):
     """Of the global batch's mean loss, without the loss scale of fp16. The rows' squares add up to grad_norm^2."""
 
     name = "gradient_norm"
@@ -22,6 +22,3 @@ class GradientNorm(Measure):
 
     def after_step(self, chunk: Chunk, updates: int) -> Tensor:
         return self.kept.pop(chunk.first)
-
-    def value(self, sums: Sums) -> Tensor:
-        return sums.rows[self.name].sqrt()

@@ -65,6 +65,13 @@ class Measure(Figure):
         """The sum in each of the chunk's rows, fp64; what was kept is let go. `updates`: steps that Adam has made."""
 
 
+class Norm(Measure):
+    """An L2 norm, whose sum is that of the squares."""
+
+    def value(self, sums: Sums) -> Tensor:
+        return sums.rows[self.name].sqrt()
+
+
 class ParameterSignals(Signal):
     """All figures in one pass. A row without parameters is NaN.
 

@@ -15,7 +15,7 @@ from pretrain.models.layers import ModelSpec
 from pretrain.models.parameters import row_group
 from pretrain.monitors.parameter_rows import edge_layers, sublayer_of
 from pretrain.monitors.signals import NOTHING, Part, Profiles, Rows, Signal, stack_depths
-from pretrain.parallel.engine import Engine
+from pretrain.parallel.engine import Engine, Shard
 
 
 def gains_of(layer: nn.Module) -> Iterator[tuple[str, str]]:
@@ -36,18 +36,20 @@ class QKNormGains(Signal):
         depths = stack_depths(spec)
         groups = [(stack, sublayer) for stack, layer in edge_layers(spec) for _, sublayer in gains_of(layer)]
         self.rows = Rows.of({f"{stack}.{sublayer}": depths[stack] for stack, sublayer in groups})
-        self.row_of: dict[str, int] = {}
-        """Of the gains that this rank holds, by name."""
+        self.shards: list[Shard] | None = None
+        """The gains of this rank."""
+        self.where = torch.zeros(0, dtype=torch.long)
+        """Their rows."""
 
     def collect(self, engine: Engine) -> Part:
         largest = torch.full((self.rows.total,), -torch.inf, dtype=torch.float64)
-        if self.rows.groups:
-            self.row_of = self.row_of or dict(self._rows(engine))
-            shards = [shard for shard in engine.owned_shards() if shard.name in self.row_of]
-            if shards:
-                rows = torch.tensor([self.row_of[shard.name] for shard in shards])
-                found = torch.stack(torch._foreach_norm([shard.weight for shard in shards], torch.inf))
-                largest.scatter_reduce_(0, rows, found.double().cpu(), "amax")
+        if self.rows.groups and self.shards is None:
+            rows = dict(self._rows(engine))
+            self.shards = [shard for shard in engine.owned_shards() if shard.name in rows]
+            self.where = torch.tensor([rows[shard.name] for shard in self.shards], dtype=torch.long)
+        if self.shards:
+            found = torch.stack(torch._foreach_norm([shard.weight for shard in self.shards], torch.inf))
+            largest.scatter_reduce_(0, self.where, found.double().cpu(), "amax")
         return Part(NOTHING, largest)
 
     def _rows(self, engine: Engine) -> Iterator[tuple[str, int]]:

@@ -14,7 +14,7 @@ from pretrain.models.layers import ModelSpec
 from pretrain.models.parameters import parameter_roles, row_group
 from pretrain.monitors.parameter_rows import edge_layers, sublayer_of
 from pretrain.monitors.signals import NOTHING, Part, Profiles, Rows, Signal, stack_depths
-from pretrain.parallel.engine import Engine
+from pretrain.parallel.engine import Engine, Shard
 
 
 def scalars_of(layer: nn.Module) -> Iterator[tuple[str, str, str]]:
@@ -46,18 +46,20 @@ class Scalars(Signal):
                 self.widths[figure, f"{stack}.{sublayer}".strip(".")] = layer.get_parameter(name).numel()
         sizes = {f"{figure} {group}": n * depths[group.split(".")[0]] for (figure, group), n in self.widths.items()}
         self.rows = Rows.of(sizes)
-        self.place: dict[str, int] = {}
-        """Of each scalar that this rank holds, by name: where its first element goes."""
+        self.shards: list[Shard] | None = None
+        """The scalars of this rank."""
+        self.where: list[int] = []
+        """Where each of their elements goes."""
 
     def collect(self, engine: Engine) -> Part:
         sums = torch.zeros(2, self.rows.total, dtype=torch.float64)
-        if self.widths:
-            self.place = self.place or dict(self._places(engine))
-            shards = [shard for shard in engine.owned_shards() if shard.name in self.place]
-            where = [self.place[shard.name] + i for shard in shards for i in range(shard.start, shard.stop)]
-            if where:
-                values = torch.cat([shard.weight for shard in shards]).double().cpu()
-                sums[:, where] = torch.stack([values, torch.ones_like(values)])
+        if self.widths and self.shards is None:
+            places = dict(self._places(engine))
+            self.shards = [shard for shard in engine.owned_shards() if shard.name in places]
+            self.where = [places[shard.name] + i for shard in self.shards for i in range(shard.start, shard.stop)]
+        if self.shards:
+            values = torch.cat([shard.weight for shard in self.shards]).double().cpu()
+            sums[:, self.where] = torch.stack([values, torch.ones_like(values)])
         return Part(sums.flatten(), NOTHING)
 
     def _places(self, engine: Engine) -> Iterator[tuple[str, int]]:

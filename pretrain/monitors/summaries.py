@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.analysis.figures import figure, worst
+from pretrain.analysis.figures import badness, worst
 from pretrain.monitors.depth import DepthSignals
 from pretrain.monitors.metrics import Metrics
 from pretrain.monitors.signals import Profiles
@@ -65,13 +65,6 @@ def summaries(profiles: Profiles) -> dict[str, float]:
                 found[f"{name}/{group}"] = float(layers[0])
             elif known.any():
                 found[f"{name}/{group}/median"] = float(np.median(layers[known]))
-                at = int(_badness(name, layers).argmax())
+                at = int(np.nanargmax(badness(name, layers)))
                 found[f"{name}/{group}/worst"], found[f"{name}/{group}/worst_layer"] = float(layers[at]), at
     return found
-
-
-def _badness(name: str, layers: np.ndarray) -> np.ndarray:
-    """Largest where a value is worst; -inf where there is none."""
-    side = figure(name).worst
-    badness = -layers if side == "low" else np.abs(layers) if side == "size" else layers
-    return np.where(np.isnan(layers), -np.inf, badness)

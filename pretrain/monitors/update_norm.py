@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from pretrain.monitors.parameter_chunks import Chunk
-from pretrain.monitors.parameters import Measure, Sums
+from pretrain.monitors.parameters import Norm
 
 
-class UpdateNorm(Measure):
+class UpdateNorm(Norm):
     """All that the step did: Adam at the clipped gradient, and weight decay."""
 
     name = "update_norm"
@@ -18,6 +18,3 @@ class UpdateNorm(Measure):
 
     def after_step(self, chunk: Chunk, updates: int) -> Tensor:
         return chunk.squares(chunk.less_weights_(self.kept.pop(chunk.first)))
-
-    def value(self, sums: Sums) -> Tensor:
-        return sums.rows[self.name].sqrt()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from pretrain.monitors.parameter_chunks import Chunk
-from pretrain.monitors.parameters import Measure, Sums
+from pretrain.monitors.parameters import Norm
 
 
-class WeightNorm(Measure):
+class WeightNorm(Norm):
     """Of the fp32 masters at which the step's gradient is taken."""
 
     name = "weight_norm"
@@ -18,6 +18,3 @@ class WeightNorm(Measure):
 
     def after_step(self, chunk: Chunk, updates: int) -> Tensor:
         return self.kept.pop(chunk.first)
-
-    def value(self, sums: Sums) -> Tensor:
-        return sums.rows[self.name].sqrt()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pretrain.errors import CheckpointError
+from pretrain.errors import CheckpointError, UserError
 from pretrain.state.files import replace_text
 
 CONFIG = "config.yaml"
@@ -18,6 +18,16 @@ SUMMARY = "summary.json"
 VERDICTS = "verdicts.json"
 METRICS, LAYERS, EVENTS = "metrics.jsonl", "layers.jsonl", "events.jsonl"
 CHECKPOINTS = "checkpoints"
+
+
+def check_run(path: Path, also: str = "") -> None:
+    """Raises UserError: `path` is not the folder of a run. `also`: what else could be given."""
+    if path.is_file():
+        raise UserError(f"{path}: is a file; give the run's folder, {path.parent}")
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run folder; give the folder that run.dir names{also}")
+    if not (path / CONFIG).is_file() and not (path / METRICS).is_file():
+        raise UserError(f"{path}: not a run folder (no {CONFIG}, no {METRICS}); give the folder of one run")
 
 
 def read_summary(run: Path) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Trainer:
     @property
     def last_step(self) -> int:
         """The step after which this session ends."""
-        return self.experiment.train.stop_at_step or self.experiment.train.max_steps
+        return self.experiment.train.last_step
 
     def run(self) -> Stop:
         """Train until the end, a signal, or the step to stop at; returns why.
