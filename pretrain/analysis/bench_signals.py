@@ -9,6 +9,7 @@ from typing import Any
 
 from pretrain.analysis.bench_clock import RankClock, Spent
 from pretrain.analysis.bench_statistics import paired_ratio
+from pretrain.config.schema import MonitorsSection
 from pretrain.errors import ConfigError
 from pretrain.monitors.depth import DepthSignals
 from pretrain.monitors.every_signal import every_signal
@@ -19,7 +20,7 @@ PLAIN, UNSAMPLED, SAMPLED = "plain", "unsampled", "sampled"
 STEP_BOUND = 1.5
 """A sampled step over a plain one, at most."""
 SHARE_BOUND = 0.02
-"""Of the time at the experiment's interval, at most."""
+"""Of the time at the default interval, at most."""
 
 Kind = tuple[DepthSignals | None, int]
 """The callback, and the number of the step that it is told."""
@@ -88,14 +89,14 @@ def share_of_time(ratio: float, interval: int) -> float:
 
 def signals_report(trainer: Trainer, spent: dict[str, list[Spent]]) -> dict[str, Any]:
     """Figures as JSON: seconds of the slowest rank, CPU seconds of all, and each over the plain step of its round."""
-    interval = trainer.experiment.monitors.interval
+    interval = MonitorsSection().interval
     seconds = {name: [each.seconds for each in found] for name, found in spent.items()}
     cpu_seconds = {name: [each.cpu_seconds for each in found] for name, found in spent.items()}
     ratios = _ratios(seconds)
     return {
         "recipe": trainer.experiment.name,
         "layers": sum(".layers." in layer.name for layer in trainer.spec.layers),
-        "interval": interval,
+        "default_interval": interval,
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "ratios": ratios,
@@ -125,7 +126,7 @@ def signals_text(report: dict[str, Any]) -> str:
         )
     share = report["share_of_time"]
     verdict = _verdict(share, bounds["share_of_time"], ".0%")
-    lines.append(f"  every {report['interval']} steps that is {share:.2%} of the time{verdict}")
+    lines.append(f"  every {report['default_interval']} steps that is {share:.2%} of the time{verdict}")
     return "\n".join(lines)
 
 

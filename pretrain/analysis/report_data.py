@@ -12,6 +12,7 @@ import numpy as np
 from pretrain.analysis.compact import evenly, plain, script_json, short, thin_curve
 from pretrain.analysis.figures import SECTIONS, figure
 from pretrain.analysis.recorded_run import RecordedRun, Series, number
+from pretrain.analysis.recorded_session import how_it_ended
 from pretrain.analysis.recorded_verdicts import newest_verdicts
 from pretrain.analysis.report_depth import packed_depth, shared_steps
 
@@ -29,9 +30,9 @@ ALWAYS_DIFFERENT = ("name", "run.dir")
 def report_data(runs: list[RecordedRun]) -> dict[str, Any]:
     """Everything the page shows of `runs`, made of what strict JSON knows, in less than `MAX_DATA` bytes.
 
-    Keys: `runs` (label, path, model, status, figures, verdicts, metrics, layers, events, config, notes), `steps`
-    (lists of sampled steps, to which the `at` of a matrix points), `differences` (keys of the configuration that are
-    not the same in all runs), `signals` (what each depth signal is), `sections` (their titles in order).
+    Keys: `runs` (label, path, model, status, last_step, figures, verdicts, metrics, layers, events, config, notes),
+    `steps` (lists of sampled steps, to which the `at` of a matrix points), `differences` (keys of the configuration
+    that are not the same in all runs), `signals` (what each depth signal is), `sections` (their titles in order).
     """
     curves = sum(len(run.metrics) for run in runs)
     points = max(LEAST_POINTS, min(MAX_CURVE_POINTS, MAX_POINTS // max(1, curves)))
@@ -60,6 +61,7 @@ def _entry(run: RecordedRun, points: int, runs: int, notes: list[str]) -> dict[s
         "path": str(run.path),
         "model": model_line(run.config),
         "status": status_line(run),
+        "last_step": run.last_step,
         "figures": figures(run),
         "verdicts": newest_verdicts(run.verdicts),
         "metrics": {key: _curve(series, points) for key, series in run.metrics.items()},
@@ -115,11 +117,8 @@ def status_line(run: RecordedRun) -> str:
     train = run.config.get("train")
     goal = train.get("max_steps") if isinstance(train, dict) else None
     place = f"step {run.last_step:,}" + (f" of {goal:,}" if isinstance(goal, int) else "")
-    closing = [event for event in run.events if event.get("event") in ("start", "resume", "signal", "end")]
-    last = closing[-1] if closing else {}
-    if last.get("event") in ("signal", "end"):
-        reason = str(last.get("reason") or ("stopped by a signal" if last["event"] == "signal" else "ended"))
-        return f"{place} · {reason[:80]}"
+    if reason := how_it_ended(run.events):
+        return f"{place} · {reason[:120]}"
     return f"{place} · no end logged: still running, or killed" if run.events else place
 
 

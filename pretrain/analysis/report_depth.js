@@ -162,7 +162,7 @@ class Panel {
 
   depthLines() {
     return this.shown
-      .filter((matrix) => matrix.layers > 1)
+      .filter((matrix) => matrix.layers > 1 && matrix.reaches(state.step))
       .map((matrix) => ({
         ...this.style(matrix),
         xs: Array.from({ length: matrix.layers }, (_, i) => i),

@@ -13,6 +13,8 @@ const EVENT_KINDS = {
   rollback: [6, "mark", "back to an earlier checkpoint; the shaded steps were made again"],
   rate: [5, "mark", "the learning rate was lowered for some steps"],
   stop: [1, "mark", "the policy ended the run"],
+  crash: [1, "mark", "a session ended with an error"],
+  hang: [1, "mark", "a session stood still and was ended"],
   save: [7, "tick", "a checkpoint was written"],
   evaluate: [5, "tick", "the validation loss was measured"],
 };

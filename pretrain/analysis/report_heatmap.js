@@ -14,13 +14,6 @@ class HeatMap extends Canvas {
     this.listen();
   }
 
-  // Steps from which to which the samples reach: half a gap beyond the first and the last.
-  get reach() {
-    const { steps } = this.matrix,
-      last = steps.length - 1;
-    if (last === 0) return [-Infinity, Infinity];
-    return [steps[0] - (steps[1] - steps[0]) / 2, steps[last] + (steps[last] - steps[last - 1]) / 2];
-  }
   toX(step) {
     const { x0, x1 } = this.box,
       [a, b] = stepRange();
@@ -72,7 +65,7 @@ class HeatMap extends Canvas {
       { steps, layers } = matrix;
     const image = context.createImageData(width, height),
       [a, b] = stepRange(),
-      [from, to] = this.reach;
+      [from, to] = this.matrix.reach;
     const worst = BADNESS[DATA.signals[matrix.signal].worst];
     const size = scale.log && state.view !== "value" ? (v) => Math.abs(Math.log(v)) : worst;
     for (let column = 0; column < width; column++) {

@@ -83,6 +83,17 @@ class Matrix {
   history(layer) {
     return Float64Array.from(this.steps, (_, row) => this.at(row, layer));
   }
+
+  // Steps from which to which the samples speak: half a gap beyond the first and the last; a single one for the run.
+  get reach() {
+    const last = this.steps.length - 1;
+    if (last === 0) return [this.steps[0] - 0.5, Math.max(this.steps[0], RUNS[this.run].last_step) + 0.5];
+    const half = (at) => (this.steps[at + 1] - this.steps[at]) / 2;
+    return [this.steps[0] - half(0), this.steps[last] + half(last - 1)];
+  }
+  reaches(step) {
+    return step <= Math.max(this.reach[1], RUNS[this.run].last_step);
+  }
 }
 
 // The single heads behind a matrix that holds the worst head of each layer; always the values themselves.

@@ -51,11 +51,12 @@ def verdicts(curves: Curves) -> list[Verdict]:
 
 def depth_verdict(curves: Curves) -> Verdict:
     """Under the schedule with warm-up, in which both designs are used."""
-    deepnorm, post_ln = (_ends(curves[Setting(block, True)]) for block in ("deepnorm", "post_ln"))
-    if not (deepnorm and post_ln):
-        return Verdict(DEPTH_CLAIM, UNDECIDED, "It takes two depths of each design with warm-up.")
-    ours, theirs = deepnorm[-1] / deepnorm[0], post_ln[-1] / post_ln[0]
-    depths = sorted(curves[Setting("deepnorm", True)])
+    designs = [_updates(curves[Setting(block, True)]) for block in ("deepnorm", "post_ln")]
+    depths = sorted(designs[0].keys() & designs[1].keys())
+    if len(depths) < 2:
+        return Verdict(DEPTH_CLAIM, UNDECIDED, "It takes two depths of both designs with warm-up.")
+    deepnorm, post_ln = ((updates[depths[0]], updates[depths[-1]]) for updates in designs)
+    ours, theirs = deepnorm[1] / deepnorm[0], post_ln[1] / post_ln[0]
     constant = 1 / NEARLY_CONSTANT <= ours <= NEARLY_CONSTANT
     grows = theirs >= GROWS and theirs >= GROWS * ours
     words = (
@@ -69,10 +70,10 @@ def depth_verdict(curves: Curves) -> Verdict:
     return Verdict(DEPTH_CLAIM, _result([constant, grows]), words)
 
 
-def _ends(by_depth: Mapping[int, Curve]) -> tuple[float, float] | None:
-    """Update of the shallowest and of the deepest model; None if there are no two."""
-    known = [value for depth in sorted(by_depth) if (value := by_depth[depth].at(COMPARED_AFTER)) > 0]
-    return (known[0], known[-1]) if len(known) > 1 and math.isfinite(known[-1]) else None
+def _updates(by_depth: Mapping[int, Curve]) -> dict[int, float]:
+    """Depth -> the first update, of the models that have one."""
+    found = {depth: curve.at(COMPARED_AFTER) for depth, curve in by_depth.items()}
+    return {depth: value for depth, value in found.items() if 0 < value < math.inf}
 
 
 def stuck_verdict(curves: Curves) -> Verdict:
@@ -83,6 +84,8 @@ def stuck_verdict(curves: Curves) -> Verdict:
         return Verdict(STUCK_CLAIM, UNDECIDED, f"It takes {2 * JUMP_WITHIN} steps of both designs without warm-up.")
     depth = shared[-1]
     deepnorm, post_ln = ours[depth], theirs[depth]
+    if not all(np.isfinite(curve.update).all() and np.isfinite(curve.loss).all() for curve in (deepnorm, post_ln)):
+        return Verdict(STUCK_CLAIM, UNDECIDED, f"At {depth}+{depth} layers an update or a loss is not finite.")
     jump = float(np.nanmax(post_ln.update[:JUMP_WITHIN]) / np.nanmax(post_ln.update))
     late = post_ln.update[len(post_ln.update) // 2 :]
     varies = float((np.nanmax(late) - np.nanmin(late)) / np.nanmean(late))

@@ -16,6 +16,7 @@ from rich.text import Text
 from tqdm import tqdm
 
 from pretrain.analysis.figures import figure
+from pretrain.analysis.recorded_session import how_it_ended
 from pretrain.analysis.report_data import ROUTINE_EVENTS, model_line
 from pretrain.analysis.watch_plot import Line, plot, short
 from pretrain.analysis.watch_run import WatchedRun
@@ -100,10 +101,8 @@ def _left(run: WatchedRun) -> str:
 
 
 def _status(run: WatchedRun) -> tuple[str, str]:
-    closing = [event for event in run.events if event.get("event") in ("start", "resume", "signal", "end")]
-    last = closing[-1] if closing else {}
-    if last.get("event") in ("signal", "end"):
-        return str(last.get("reason") or last["event"])[:40], "bold"
+    if reason := how_it_ended(run.events):
+        return reason[:40], "bold"
     silent = time.monotonic() - run.heard if run.heard else 0.0
     if silent > max(QUIET_SECONDS, QUIET_STEPS * (run.recent("step_seconds") or 0.0)):
         return f"silent for {tqdm.format_interval(silent)}", "bold red"

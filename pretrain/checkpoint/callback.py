@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint.restore import trusted
@@ -11,7 +13,8 @@ from pretrain.checkpoint.save import Saved, Saver
 from pretrain.errors import SaveFailed
 from pretrain.parallel import collectives
 from pretrain.state.keep import Keep
-from pretrain.state.reader import Checkpoint
+from pretrain.state.reader import Checkpoint, step_folder
+from pretrain.state.run_files import ASIDE
 from pretrain.training.callback import Callback
 from pretrain.training.loop import StepReport, Trainer
 
@@ -55,6 +58,24 @@ class Checkpoints(Callback):
         if trainer.progress.step > self.saved_step and not self.distrusts:
             self._begin(trainer, fresh=True)
             self._finish(trainer)
+
+    def save_aside(self, trainer: Trainer) -> str:
+        """Save the state as it is below RUN/aside, from where no session resumes. Collective.
+
+        Returns:
+            Where in the run's folder it is; empty if it could not be written.
+        """
+        folder, start = trainer.folder.path / ASIDE, time.perf_counter()
+        if collectives.is_first():
+            shutil.rmtree(folder, ignore_errors=True)  # of an earlier stop
+        step, saver = trainer.progress.step, Saver(folder, Keep(1), self.layout, self.texts, lambda saved: None)
+        try:
+            saver.begin(step, trainer.engine, trainer.state_dict(), start, fresh=True, tensors=trainer.tensors())
+            saver.wait()
+        except SaveFailed as error:
+            self._alert(trainer, step, error, "the state is not kept")
+            return ""
+        return str(step_folder(Path(ASIDE), step))
 
     def last_trusted(self, trainer: Trainer, newest: int) -> Checkpoint | None:
         """See `trusted`; a save that is being written is waited for."""

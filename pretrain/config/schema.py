@@ -206,7 +206,8 @@ class MonitorsSection(Section):
     """What is measured per layer while training."""
 
     interval: NonNegativeInt = 50
-    """Steps between two samples of the per-layer signals (step 1 is always sampled); 0: never."""
+    """Steps between two samples of the per-layer signals; 0: never. Step 1 is sampled too, and where the interval is
+    longer than 10 also steps 2, 5 and 10: a run that jumps does so at once."""
     probe_samples: PositiveInt = 4
     """Validation samples that every sampled step runs through the model, for the signals measured on fixed data."""
     effective_rank: bool = False
@@ -234,6 +235,8 @@ class VerdictsSection(Section):
     nothing: an alarm needs logits above their watch as well."""
     norm_input_growth: Thresholds = (10.0, 100.0)
     """Growth of a norm's input since step 1; its gradient falls as the inverse (DeepNet). The bounds are a guess."""
+    norm_input_gradient: Thresholds = (1e-3, 1e-6)
+    """The gradient through a norm against the median over the layers of its stack. The bounds are a guess."""
     gradient_norm_jump: Thresholds = (10.0, 100.0)
     """A layer's gradient norm against the median of its last samples; a spike, first of the embedding, comes a few
     steps before a collapse (GLM-130B). The bounds are a guess."""
@@ -252,10 +255,15 @@ class VerdictsSection(Section):
     effective_rank: Thresholds = (2.0, 1.2)
     """Directions in which a layer's outputs lie; 1 is one. The bounds are a guess."""
     model_update_stuck: Thresholds = (0.8, 0.95)
-    """Share of the model's whole update that was made in the first 10 steps, where it has been flat since: how Post-LN
-    fails without warm-up (DeepNet). The bounds are a guess."""
+    """Share of the model's whole update that was made in the first 10 steps, where it has hardly moved for 20 steps
+    since: how Post-LN fails without warm-up (DeepNet). The bounds are a guess."""
     spike_score: Thresholds = (6.0, 12.0)
     """Robust deviations of the loss above its last values; 6 is where OLMo-core throws a step away."""
+    skipped_steps: Thresholds = (0.0, 5.0)
+    """Batches of the last 100 steps that were thrown away, for whatever reason. The bounds are a guess."""
+    nonfinite_steps: Thresholds = (0.0, 2.0)
+    """Of these, the ones whose loss or gradient was not finite; overflows of fp16's dynamic loss scale are not counted.
+    The bounds are a guess."""
 
 
 class PolicySection(Section):

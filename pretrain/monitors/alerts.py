@@ -1,21 +1,23 @@
-"""Verdicts while training: judged at every sample, told in events.jsonl when one gets worse."""
+"""Verdicts while training: on the layers at every sample, on the loss at every step; told when one gets worse."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from pretrain.config.schema import VerdictsSection
 from pretrain.monitors.depth import DepthSignals
 from pretrain.monitors.metrics import Metrics
-from pretrain.monitors.verdict_history import History
-from pretrain.monitors.verdicts import Level, Verdict, verdicts, worst_of
+from pretrain.monitors.verdict_history import History, Profiles
+from pretrain.monitors.verdicts import NOT_FINITE, Level, Verdict, ranked, verdicts, worst_of
+from pretrain.parallel.engine import StepResult
 from pretrain.state.run_files import VERDICTS
 from pretrain.training.callback import Callback
 from pretrain.training.loop import StepReport, Trainer
 
 CALM = 3
-"""Samples in a row that must be better before the same verdict counts as getting worse again."""
+"""Judgements in a row that must be better before the same verdict counts as getting worse again."""
+RECENT = 100
+"""Steps over which batches that were thrown away are counted."""
 
 
 class Verdicts(Callback):
@@ -23,42 +25,68 @@ class Verdicts(Callback):
 
     Args:
         depth: whose samples are judged; stands before this callback.
-        metrics: whose spike score is judged with them; stands before this callback.
-        thresholds: the section `verdicts`.
+        metrics: whose spike score is judged at each step; stands before this callback.
     """
 
-    def __init__(self, depth: DepthSignals, metrics: Metrics, thresholds: VerdictsSection):
-        self.depth, self.metrics, self.thresholds = depth, metrics, thresholds
+    def __init__(self, depth: DepthSignals, metrics: Metrics):
+        self.depth, self.metrics = depth, metrics
         self.history = History()
         self.step = 0
-        """Of the newest sample."""
+        """The last one that was judged."""
         self.latest: list[Verdict] = []
-        """On it, the worst first."""
+        """The newest on each signal, the worst first."""
+        self._thrown: list[tuple[int, bool]] = []
+        """(step, whether it was finite) of the batches that were thrown away lately."""
         self._told: dict[str, int] = {}
         """Signal -> level that was told last."""
         self._better: dict[str, int] = {}
-        """Signal -> samples in a row that were better than that."""
+        """Signal -> judgements in a row that were better than that."""
 
     @property
     def worst(self) -> Verdict | None:
         """For a line of text; None if all is well."""
         return worst_of(self.latest)
 
+    def sampled(self, step: int) -> bool:
+        """Whether the layers were looked at in this step."""
+        return self.depth.latest[0] == step
+
+    def on_skip(self, trainer: Trainer, step: int, result: StepResult) -> None:
+        if not overflowed(trainer, result):
+            self._thrown.append((step, result.finite))
+            self._judge(trainer, step, self._of_the_loss(step))
+
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
-        step, profiles = self.depth.latest
-        if step != report.step:
-            return
+        profiles = self._of_the_loss(report.step)
         score = self.metrics.latest.get("spike_score")
         if score is not None:
-            profiles = profiles | {"spike_score": {"model": [score]}}
-        self.step, self.latest = step, verdicts(profiles, self.history, self.thresholds)
-        self.history.add(step, profiles)
-        for verdict in self.latest:
+            profiles["spike_score"] = {"model": [score]}
+        if self.sampled(report.step):
+            profiles |= self.depth.latest[1]
+        self._judge(trainer, report.step, profiles)
+
+    def _of_the_loss(self, step: int) -> dict[str, Any]:
+        self._thrown = [(at, finite) for at, finite in self._thrown if at > step - RECENT]
+        broken = sum(not finite for _, finite in self._thrown)
+        return {"skipped_steps": {"model": [len(self._thrown)]}, "nonfinite_steps": {"model": [broken]}}
+
+    def _judge(self, trainer: Trainer, step: int, profiles: Profiles) -> None:
+        judged = {verdict.signal: verdict for verdict in verdicts(profiles, self.history, trainer.experiment)}
+        stays: dict[str, Verdict] = {}
+        if self.sampled(step):
+            self.history.add(step, profiles)
+        else:  # what was not looked at stays as it was
+            judged.pop(NOT_FINITE)
+            stays = {verdict.signal: verdict for verdict in self.latest}
+        levels = {verdict.signal: verdict.level for verdict in self.latest}
+        self.step, self.latest = step, ranked((stays | judged).values())
+        for verdict in judged.values():
             if self._worse(verdict):
-                found = verdict.to_json()
-                trainer.folder.event("alert", step, reason=found.pop("sentence"), **found)
-        newest = {"step": step, "verdicts": [verdict.to_json() for verdict in self.latest]}
-        trainer.folder.write(VERDICTS, json.dumps(newest, indent=1) + "\n")
+                told = verdict.to_json()
+                trainer.folder.event("alert", step, reason=told.pop("sentence"), **told)
+        if self.sampled(step) or levels != {verdict.signal: verdict.level for verdict in self.latest}:
+            newest = {"step": step, "verdicts": [verdict.to_json() for verdict in self.latest]}
+            trainer.folder.write(VERDICTS, json.dumps(newest, indent=1) + "\n")
 
     def _worse(self, verdict: Verdict) -> bool:
         """Whether to tell it: worse than what was told last, which is forgotten after a calm."""
@@ -69,9 +97,16 @@ class Verdicts(Callback):
         return verdict.level > told
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history.state_dict(), "told": dict(self._told), "better": dict(self._better)}
+        told = {"told": dict(self._told), "better": dict(self._better)}
+        return {"history": self.history.state_dict(), "thrown": [list(entry) for entry in self._thrown], **told}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.history.load_state_dict(state.get("history", {}))
+        self._thrown = [(step, finite) for step, finite in state.get("thrown", [])]
         self._told, self._better = dict(state.get("told", {})), dict(state.get("better", {}))
         self.step, self.latest = 0, []
+
+
+def overflowed(trainer: Trainer, result: StepResult) -> bool:
+    """Whether a batch was thrown away on the way to fp16's loss scale, which is found by overflows."""
+    return bool(trainer.engine.loss_scaler_state()) and not result.finite

@@ -113,9 +113,9 @@ class AttentionLogits(Signal):
         pairs, queries = sums[rows * 2 * heads :].view(rows, 2, 1).unbind(1)
         logit, minus_entropy = maxima.view(rows, 2, heads).unbind(1)
         figures = {
-            "attention_logit_max": logit,
+            "attention_logit_max": logit.where(pairs > 0, torch.nan),
             "attention_logits_above_100": large / pairs,
             "attention_entropy_mean": entropy / queries,
-            "attention_entropy_min": -minus_entropy,
+            "attention_entropy_min": (-minus_entropy).where(queries > 0, torch.nan),
         }
         return {name: self.rows.split(values) for name, values in figures.items()}

@@ -19,10 +19,13 @@ from pretrain.training.callback import Callback
 from pretrain.training.loop import StepReport, Trainer
 
 DIGITS = 7
+FIRST = (1, 2, 5, 10)
+"""Sampled whatever the interval: how a run begins shows whether it is stuck (DeepNet, section 3). Of a short interval's
+only step 1."""
 
 
 class DepthSignals(Callback):
-    """Samples step 1 and every interval-th; one sum and one maximum over all ranks a sample, nothing in other steps.
+    """Samples the first steps and every interval-th: one sum and one maximum over all ranks; other steps do nothing.
 
     Args:
         signals: what to measure.
@@ -50,7 +53,8 @@ class DepthSignals(Callback):
 
     def _sampled(self, trainer: Trainer, step: int) -> bool:
         interval = trainer.experiment.monitors.interval
-        return interval > 0 and (step == 1 or step % interval == 0)
+        first = FIRST if interval > FIRST[-1] else FIRST[:1]
+        return interval > 0 and (step in first or step % interval == 0)
 
     def on_step_begin(self, trainer: Trainer, step: int) -> None:
         if self._sampled(trainer, step):
@@ -84,6 +88,7 @@ class DepthSignals(Callback):
         return {type(signal).__name__: signal.state_dict() for signal in self.signals}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.latest = 0, {}
         for signal in self.signals:
             signal.load_state_dict(state.get(type(signal).__name__, {}))
 
@@ -95,6 +100,8 @@ def gather(signals: Sequence[Signal], parts: Sequence[Part]) -> Profiles:
         return whole.split([vector.numel() for vector in like])
 
     sums, maxima = [part.sums for part in parts], [part.maxima for part in parts]
+    # A maximum over ranks may lose a NaN to another rank's number; infinity stays, and is an alarm as well.
+    maxima = [part.where(~part.isnan(), torch.inf) for part in maxima]
     all_sums = split(collectives.sum_over(torch.cat(sums)), sums)
     all_maxima = split(collectives.max_over(torch.cat(maxima)), maxima)
     profiles: Profiles = {}

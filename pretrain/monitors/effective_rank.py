@@ -18,5 +18,7 @@ class EffectiveRank(LayerOutputs):
     figures = ("effective_rank",)
 
     def measure(self, x: Tensor, content: Content) -> tuple[Tensor, ...]:
-        values = torch.linalg.svdvals(x)  # rows of zeros add none
-        return (torch.special.entr(values / values.sum(-1, keepdim=True)).sum(-1).exp(),)
+        finite = x.isfinite().all(-1).all(-1)
+        values = torch.linalg.svdvals(x.where(finite[..., None, None], 0.0))  # rows of zeros add none
+        rank = torch.special.entr(values / values.sum(-1, keepdim=True)).sum(-1).exp()
+        return (rank.where(finite, torch.nan),)

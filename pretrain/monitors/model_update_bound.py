@@ -97,7 +97,10 @@ class ModelUpdateBound(Signal):
             self.initial_norm = self._norm()
             return ""
         weights = iter(first_weights(self.spec, self.seed, [shard for chunk in self.chunks for shard in chunk.shards]))
-        self.initial = [torch.cat([next(weights) for _ in chunk.shards]) for chunk in self.chunks]
+        self.initial = [
+            chunk.laid_out(next(weights).to(shard.weight.device) for shard in chunk.shards).cpu()
+            for chunk in self.chunks
+        ]
         if math.isclose(self._norm(), self.initial_norm, rel_tol=1e-6):
             return ""
         self.initial = None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from pretrain.parallel.engine import Shard
-from pretrain.parallel.norms import norms
 
 AT_A_TIME = {"cpu": 2**18}
 """Elements of a chunk, about, by device: 1 MiB, which stays in a core's cache from one pass to the next."""
@@ -17,8 +16,12 @@ OTHERWISE = 2**24
 """On other devices: many enough to be worth a kernel, and few enough for what is copied only to be reduced."""
 
 
+BLOCK = 256
+"""Elements whose squares are added up at once."""
+
+
 class Chunk:
-    """Some rows of this rank. All tensors are flat, row after row.
+    """Some rows of this rank. All tensors are flat, row after row, each filled up with zeros to whole blocks.
 
     Args:
         rows: each with its shards.
@@ -29,16 +32,29 @@ class Chunk:
         self.sizes = [sum(shard.stop - shard.start for shard in own) for _, own in rows]
         """Elements of each of these rows."""
         self.shards = [shard for _, own in rows for shard in own]
-        self._weights = joined([shard.weight for shard in self.shards])
+        self._by_row = [own for _, own in rows]
+        device = self.shards[0].weight.device
+        self._fill = [torch.zeros(-size % BLOCK, device=device) for size in self.sizes]
+        blocks = torch.tensor([-(-size // BLOCK) for size in self.sizes], device=device)
+        self._row_of_block = torch.arange(len(rows), device=device).repeat_interleave(blocks)
+        self._weights = self._filled([joined([shard.weight for shard in own]) for own in self._by_row])
 
     @cached_property
     def _second_moments(self) -> list[Tensor]:
-        return joined([shard.exp_avg_sq for shard in self.shards])
+        return self._filled([joined([shard.exp_avg_sq for shard in own]) for own in self._by_row])
+
+    def _filled(self, rows: Iterable[Sequence[Tensor]]) -> list[Tensor]:
+        return [tensor for row, fill in zip(rows, self._fill, strict=True) for tensor in (*row, fill)]
 
     @property
     def first(self) -> int:
         """Its first row, which no other chunk has."""
         return self.rows[0]
+
+    def laid_out(self, tensors: Iterable[Tensor]) -> Tensor:
+        """One flat tensor a shard, in the order of `shards`, as one copy with all that this class adds to it."""
+        given = iter(tensors)
+        return torch.cat(self._filled([next(given) for _ in own] for own in self._by_row))
 
     def weights(self) -> Tensor:
         """A copy of the fp32 masters."""
@@ -51,7 +67,7 @@ class Chunk:
 
     def gradients(self) -> Tensor:
         """A copy of the reduced gradients; in a `before_update` listener."""
-        return torch.cat([shard.gradient() for shard in self.shards])
+        return self.laid_out(shard.gradient() for shard in self.shards)
 
     def second_moments(self) -> Tensor:
         """A copy of Adam's v."""
@@ -59,7 +75,8 @@ class Chunk:
 
     def squares(self, flat: Tensor) -> Tensor:
         """The sum of the squares in each row, in fp64: [rows]."""
-        return norms(flat.split(self.sizes)).square_()
+        blocks = torch.linalg.vector_norm(flat.view(-1, BLOCK), dim=-1, dtype=torch.float64).square_()
+        return blocks.new_zeros(len(self.rows)).index_add_(0, self._row_of_block, blocks)
 
 
 def chunks_of(shards: Sequence[Shard], row_of: Callable[[str], int]) -> list[Chunk]:

@@ -6,19 +6,23 @@ every rank knows alike, so that all decide the same without asking each other.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from tqdm import tqdm
+
 from pretrain.checkpoint.callback import Checkpoints
 from pretrain.checkpoint.restore import resume
 from pretrain.config.schema import PolicySection
 from pretrain.data.loader import next_indices
-from pretrain.monitors.alerts import Verdicts
+from pretrain.monitors.alerts import Verdicts, overflowed
 from pretrain.monitors.rollbacks import Rollbacks
 from pretrain.monitors.step_watch import StepWatch
 from pretrain.monitors.verdicts import Level
+from pretrain.parallel import collectives
 from pretrain.parallel.engine import StepResult
 from pretrain.state.reader import Checkpoint
 from pretrain.training.callback import Callback, Remedy
@@ -69,8 +73,8 @@ class Policy(Callback):
         self.rollbacks = Rollbacks()
         self.calm_sample = 0
         """Step of the last sample without an alarm that matters here."""
-        self.alarmed = False
-        """Whether the last sample had one."""
+        self.alarmed: set[str] = set()
+        """Signals that have one."""
 
     def on_start(self, trainer: Trainer) -> None:
         section = self.section
@@ -82,12 +86,11 @@ class Policy(Callback):
         trainer.rate = self.rate.at(step)
 
     def on_skip(self, trainer: Trainer, step: int, result: StepResult) -> None:
-        # fp16 finds its loss scale by overflows: they are no sign of trouble.
-        overflow = trainer.engine.loss_scaler_state() and not result.finite
-        self.watch.threw_away(finite=bool(result.finite or overflow))
+        self.watch.threw_away(result, broken=not (result.finite or overflowed(trainer, result)))
         self._outliers(trainer, step)
         self._not_finite(trainer, step)
         self._spikes(trainer, step)
+        self._alarms(trainer, step)
 
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
         self.watch.made()
@@ -100,11 +103,12 @@ class Policy(Callback):
             self._scale_rate(trainer, step, "outlier", self.watch.outlier)
 
     def _not_finite(self, trainer: Trainer, step: int) -> None:
-        batches = self.watch.broken
-        if self.section.on_not_finite and batches >= self.section.not_finite_steps:
-            reason = f"loss or gradient not finite in {batches} batches in a row"
-            self.watch.broken = 0
-            self._act(trainer, Cause(step, reason, self.section.on_not_finite, self.watch.broken_since - 2, {}))
+        broken = self.watch.broken
+        if self.section.on_not_finite and len(broken) >= self.section.not_finite_steps:
+            reason = f"loss or gradient not finite in {len(broken)} batches in a row"
+            figures = {"losses": [loss for loss, _ in broken], "grad_norms": [norm for _, norm in broken]}
+            self.watch.broken = []
+            self._act(trainer, Cause(step, reason, self.section.on_not_finite, self.watch.broken_since - 2, figures))
 
     def _spikes(self, trainer: Trainer, step: int) -> None:
         losses = self.watch.spikes
@@ -120,12 +124,13 @@ class Policy(Callback):
             return
         wanted = self.section.alarm_signals
         alarms = [v for v in self.verdicts.latest if v.level == Level.ALARM and (not wanted or v.signal in wanted)]
-        was_alarmed, self.alarmed = self.alarmed, bool(alarms)
-        if not alarms:
+        new = [verdict for verdict in alarms if verdict.signal not in self.alarmed]
+        self.alarmed = {verdict.signal for verdict in alarms}
+        if not alarms and self.verdicts.sampled(step):
             self.calm_sample = step
-        elif not was_alarmed:
+        if new:
             figures = {verdict.signal: verdict.value for verdict in alarms}
-            reason = f"alarm: {alarms[0].sentence}"
+            reason = f"alarm: {new[0].sentence}"
             self._act(trainer, Cause(step, reason, self.section.on_alarm, self.calm_sample, figures))
 
     def _act(self, trainer: Trainer, cause: Cause) -> None:
@@ -139,6 +144,7 @@ class Policy(Callback):
         """From the next try on; where the rate is lowered already, for longer."""
         self.rate = self._rate_from(trainer.progress.step + 1)
         trainer.folder.event("rate", step, reason=reason, **figures, factor=self.rate.factor, last_step=self.rate.last)
+        say(step, reason, f"the learning rate times {self.rate.factor:g} up to step {self.rate.last}")
 
     def _rate_from(self, first: int) -> Rate:
         return Rate(self.section.rate_factor, first, first + self.section.rate_steps - 1)
@@ -165,13 +171,18 @@ class Policy(Callback):
             rate_factor=rate.factor,
             rate_last_step=rate.last,
         )
+        what = f"back to step {checkpoint.step}, without the samples {skipped[0]} to {skipped[1] - 1}"
+        say(cause.step, cause.reason, what)
         resume(trainer, checkpoint, within_session=True)  # on_resume below reads the event
 
     def _stop(self, trainer: Trainer, cause: Cause, why: str = "") -> None:
-        """With the last checkpoint that can be trusted as the newest; what went wrong is not saved."""
-        checkpoint = self.saves.last_trusted(trainer, cause.trusted)
+        """With the last checkpoint that can be trusted as the newest; what went wrong is saved aside, for a look."""
+        checkpoint = self.saves.last_trusted(trainer, cause.trusted)  # waits for a save that runs
+        aside, reason = self.saves.save_aside(trainer), cause.reason + why
         kept = checkpoint.step if checkpoint else None
-        trainer.folder.event("stop", cause.step, reason=cause.reason + why, to_step=kept, **cause.figures)
+        trainer.folder.event("stop", cause.step, reason=reason, to_step=kept, aside=aside, **cause.figures)
+        then = "no checkpoint is beyond doubt" if kept is None else f"step {kept} is the last checkpoint beyond doubt"
+        say(cause.step, reason, f"stopped; {then}" + (f", the state as it is is in {aside}" if aside else ""))
         if checkpoint is not None:
             resume(trainer, checkpoint, within_session=True)
         else:
@@ -188,13 +199,19 @@ class Policy(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         rate = [self.rate.factor, self.rate.first, self.rate.last]
-        alarms = {"calm_sample": self.calm_sample, "alarmed": self.alarmed}
+        alarms = {"calm_sample": self.calm_sample, "alarmed": sorted(self.alarmed)}
         return {"watch": self.watch.state_dict(), "rate": rate, **alarms}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.watch.load_state_dict(state.get("watch", {}))
         self.rate = Rate(*state["rate"]) if "rate" in state else NO_RATE
-        self.calm_sample, self.alarmed = state.get("calm_sample", 0), state.get("alarmed", False)
+        self.calm_sample, self.alarmed = state.get("calm_sample", 0), set(state.get("alarmed", ()))
+
+
+def say(step: int, reason: str, what: str) -> None:
+    """A decision in one line above the progress bar, once for all ranks."""
+    if collectives.is_first():
+        tqdm.write(f"step {step}: {reason}: {what}", file=sys.stderr)
 
 
 def skip_range(checkpoint: Checkpoint, trainer: Trainer, position: int, samples: int) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pretrain.config.schema import PolicySection
 from pretrain.monitors.spike_score import SpikeScore
-from pretrain.parallel.engine import Refusal
+from pretrain.parallel.engine import Refusal, StepResult
 
 LOSS_NOT_FINITE = "loss not finite"
 
@@ -34,8 +34,8 @@ class StepWatch:
         """Losses of the batches in a row that were outliers or spikes, up to now."""
         self.spikes_since = 0
         """The step at which they began."""
-        self.broken = 0
-        """Batches in a row that were not finite."""
+        self.broken: list[tuple[float, float]] = []
+        """(loss, gradient norm) of the batches in a row that were not finite, up to now."""
         self.broken_since = 0
 
     def begin(self, step: int) -> None:
@@ -59,14 +59,14 @@ class StepWatch:
         self.grad_norms.add(grad_norm)
         return None
 
-    def threw_away(self, finite: bool) -> None:
-        """A try came to nothing; count those that were not finite."""
+    def threw_away(self, result: StepResult, broken: bool) -> None:
+        """A try came to nothing; remember those that were not finite."""
         self.broken_since = self.broken_since if self.broken else self.step
-        self.broken = 0 if finite else self.broken + 1
+        self.broken = [*self.broken, (result.loss, result.grad_norm)] if broken else []
 
     def made(self) -> None:
         """A step was made."""
-        self.broken = 0
+        self.broken = []
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -80,4 +80,4 @@ class StepWatch:
         self.losses.load_state_dict(state.get("losses", {}))
         self.grad_norms.load_state_dict(state.get("grad_norms", {}))
         self.spikes, self.spikes_since = list(state.get("spikes", [])), state.get("spikes_since", 0)
-        self.broken = 0
+        self.broken = []

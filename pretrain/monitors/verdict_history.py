@@ -14,9 +14,9 @@ LEAST = 4
 """Samples without which there is none."""
 EARLY_STEPS = 10
 """Post-LN without warm-up has made its jump by then (DeepNet: within about 2 steps)."""
-FLAT_SAMPLES, FLAT = 4, 0.05
-"""So many samples that differ by no more than this share of the largest are flat."""
-GRADIENT, UPDATE = "gradient_norm", "model_update"
+STILL_STEPS, STILL = 20, 0.2
+"""A model whose moves over that many steps after these add up to no more than this share of its update stands still."""
+GRADIENT, UPDATE, MOVE = "gradient_norm", "model_update", "model_update_step"
 
 Profiles = Mapping[str, Mapping[str, Sequence[Any]]]
 
@@ -32,7 +32,8 @@ class History:
         self._early = 0.0
         """Largest update of the first steps."""
         self._largest = 0.0
-        self._last: deque[float] = deque(maxlen=FLAT_SAMPLES - 1)
+        self._moves: list[tuple[int, float]] = []
+        """(step, move since the sample before) of the last samples after the first steps."""
 
     def add(self, step: int, profiles: Profiles) -> None:
         """Remember a sample."""
@@ -40,14 +41,17 @@ class History:
             norms = [math.nan if value is None else float(value) for value in values]
             zeros = self._zeros.get(group) or [0] * len(norms)
             self._zeros[group] = [count + 1 if norm == 0 else 0 for count, norm in zip(zeros, norms, strict=True)]
-            if "." not in group:  # whole layers: their parts would be five times as much to keep
+            if "." not in group or len(norms) == 1:  # of layers the wholes: parts would be five times as much to keep
                 self._gradients.setdefault(group, deque(maxlen=REMEMBERED)).append(norms)
         for values in profiles.get(UPDATE, {}).values():
             for value in values:
                 if value is not None and math.isfinite(value):
                     self._largest = max(self._largest, value)
                     self._early = max(self._early, value) if step <= EARLY_STEPS else self._early
-                    self._last.append(value)
+        for values in profiles.get(MOVE, {}).values() if step > EARLY_STEPS else ():
+            self._moves += [(step, math.inf if value is None else value) for value in values]
+            while len(self._moves) > LEAST and self._moves[1][0] <= step - STILL_STEPS:
+                self._moves.pop(0)
 
     def median(self, group: str, layer: int) -> float | None:
         """Median gradient norm of a layer; None without enough samples."""
@@ -58,24 +62,28 @@ class History:
         """Samples in a row in which no gradient has reached a layer."""
         return self._zeros[group][layer] if group in self._zeros else 0
 
-    def early_share(self, value: float) -> float:
-        """Share of the largest update, `value` included, that the first steps made, if the last updates are flat."""
-        last = [*self._last, value]
-        largest = max(self._largest, value)
-        if len(last) < FLAT_SAMPLES or not largest > 0 or max(last) - min(last) > FLAT * largest:
+    def early_share(self, move: float) -> float:
+        """Share of the largest update that the first steps made, if the model stands still since; else 0.
+
+        Args:
+            move: of this sample, against the one before.
+        """
+        steps = [step for step, _ in self._moves]
+        if len(steps) < LEAST - 1 or steps[-1] - steps[0] < STILL_STEPS or not self._largest > 0:
             return 0.0
-        return self._early / largest
+        moved = move + sum(found for _, found in self._moves[1:])
+        return self._early / self._largest if moved <= STILL * self._largest else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "gradients": {group: list(samples) for group, samples in self._gradients.items()},
             "zeros": {group: zeros for group, zeros in self._zeros.items() if any(zeros)},
-            "update": [self._early, self._largest, list(self._last)],
+            "update": [self._early, self._largest, self._moves],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         gradients = state.get("gradients", {})
         self._gradients = {group: deque(samples, maxlen=REMEMBERED) for group, samples in gradients.items()}
         self._zeros = {group: list(zeros) for group, zeros in state.get("zeros", {}).items()}
-        self._early, self._largest, last = state.get("update", (0.0, 0.0, ()))
-        self._last = deque(last, maxlen=FLAT_SAMPLES - 1)
+        self._early, self._largest, moves = state.get("update", (0.0, 0.0, ()))
+        self._moves = [(step, move) for step, move in moves]

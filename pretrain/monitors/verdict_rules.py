@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from pretrain.monitors import cures
+from pretrain.monitors.cures import Cure
 from pretrain.monitors.verdict_history import History
 
 Groups = Mapping[str, Sequence[Any]]
@@ -51,6 +54,21 @@ def against_median(figure: str, groups: Groups, history: History) -> Iterator[Va
             yield value._replace(value=value.value / middle)
 
 
+def against_layers(figure: str, groups: Groups, history: History) -> Iterator[Value]:
+    """Each layer's value divided by the median over the layers of its group."""
+    for group, layers in groups.items():
+        known = [number(value) for value in layers if math.isfinite(number(value))]
+        if known and (middle := statistics.median(known)):
+            yield from (Value(number(value) / middle, group, layer) for layer, value in enumerate(layers))
+
+
+def without_gains(figure: str, groups: Groups, history: History) -> Iterator[Value]:
+    """All but the learned scalars: some designs begin with 0, of which any step is a large share."""
+    yield from as_it_is(
+        figure, {group: rows for group, rows in groups.items() if not group.endswith(".gains")}, history
+    )
+
+
 def zeros_in_a_row(figure: str, groups: Groups, history: History) -> Iterator[Value]:
     """In how many samples in a row, this one included, the value was exactly 0."""
     for value in as_it_is(figure, groups, history):
@@ -58,7 +76,7 @@ def zeros_in_a_row(figure: str, groups: Groups, history: History) -> Iterator[Va
 
 
 def early_share(figure: str, groups: Groups, history: History) -> Iterator[Value]:
-    """Share of the largest value that was reached in the first steps, where the last values are flat; else 0."""
+    """Share of the largest update that was made in the first steps, where the model has hardly moved since; else 0."""
     for value in as_it_is(figure, groups, history):
         if math.isfinite(value.value):
             yield value._replace(value=history.early_share(value.value))
@@ -79,39 +97,30 @@ class Rule:
     figure: str
     meaning: str
     """Follows "FIGURE is VALUE in PLACE"."""
-    cure: str
+    cure: Cure
     reading: Reading = as_it_is
     supported_by: str = ""
     """A signal whose value in the same place must be beyond its watch for an alarm."""
 
-
-ATTENTION_CURE = (
-    "model.qk_norm=true bounds the logits; a lower optimizer.lr or a longer schedule.warmup_steps helps too"
-)
-DEPTH_CURE = (
-    "DeepNorm (model.block.kind=deepnorm) keeps it even over depth; a longer schedule.warmup_steps, a larger "
-    "batch.global_batch_size or a lower optimizer.lr helps too"
-)
-SMOOTHING_CURE = "a block that keeps more of its skip (model.block.kind=pre_ln, deepnorm), or fewer layers, helps"
 
 RULES: tuple[Rule, ...] = (
     Rule(
         "attention_logit_max",
         "attention_logit_max",
         "softmax nears one-hot, where its gradient is gone, and training may diverge",
-        ATTENTION_CURE,
+        cures.ATTENTION,
     ),
     Rule(
         "attention_logits_above_100",
         "attention_logits_above_100",
         "so many logits lie beyond 100, where softmax is one-hot",
-        ATTENTION_CURE,
+        cures.ATTENTION,
     ),
     Rule(
         "attention_entropy_mean",
         "attention_entropy_mean",
         "the heads look at hardly more than one key each",
-        ATTENTION_CURE,
+        cures.ATTENTION,
         mean_over_heads,
         supported_by="attention_logit_max",
     ),
@@ -119,71 +128,90 @@ RULES: tuple[Rule, ...] = (
         "norm_input_growth",
         "norm_input_growth",
         "the norm's input has grown so many times since step 1, and its gradient has shrunk as much",
-        DEPTH_CURE,
+        cures.DEPTH,
+    ),
+    Rule(
+        "norm_input_gradient",
+        "norm_input_gradient",
+        "the gradient through this norm is so small a share of the median layer's: it vanishes on its way down",
+        cures.DEPTH,
+        against_layers,
     ),
     Rule(
         "gradient_norm_jump",
         "gradient_norm",
         "the gradient is so many times its median, and a collapse may follow within a few steps",
-        "a lower optimizer.lr, a larger batch.global_batch_size, or, where it begins in the embedding, "
-        "model.embedding_gradient_shrink=0.1 helps; policy.on_outlier=[skip] leaves such steps out",
+        cures.GRADIENT,
         against_median,
     ),
     Rule(
         "gradient_norm_zero",
         "gradient_norm",
         "no gradient has reached it for so many samples: it does not learn",
-        "look for a branch whose scalar is 0, a dead activation, or a loss that does not depend on it",
+        cures.NO_GRADIENT,
         zeros_in_a_row,
     ),
     Rule(
         "update_ratio",
         "update_ratio",
         "a step changes the weights by so large a share of themselves",
-        "a lower optimizer.lr or a longer schedule.warmup_steps helps",
+        cures.STEP,
+        without_gains,
     ),
     Rule(
         "adam_rms",
         "adam_rms",
         "the gradient has grown faster than Adam's second moment, so steps are too long and the loss may spike",
-        "a smaller second value of optimizer.betas (0.95), a lower optimizer.lr or a smaller optimizer.clip_norm helps",
+        cures.SECOND_MOMENT,
     ),
     Rule(
         "qk_norm_gain_max",
         "qk_norm_gain_max",
         "the gains of the QK-norm let the attention logits grow",
-        "a lower optimizer.lr, or weight decay on gains (optimizer.no_decay without gains) helps",
+        cures.GAINS,
     ),
     Rule(
         "token_cosine",
         "token_cosine",
         "the tokens of a sample have become alike, and the layers above have little to work with",
-        SMOOTHING_CURE,
+        cures.SMOOTHING,
     ),
     Rule(
         "high_frequency_ratio",
         "high_frequency_ratio",
         "little of the output differs between the tokens of a sample",
-        SMOOTHING_CURE,
+        cures.SMOOTHING,
     ),
     Rule(
         "effective_rank",
         "effective_rank",
         "the outputs lie in so few directions",
-        SMOOTHING_CURE,
+        cures.SMOOTHING,
     ),
     Rule(
         "model_update_stuck",
-        "model_update",
+        "model_update_step",
         "the model jumped by so large a share of its whole update in its first steps, and has stood still since",
-        DEPTH_CURE,
+        cures.DEPTH,
         early_share,
     ),
     Rule(
         "spike_score",
         "spike_score",
         "the loss lies so many deviations above its last values",
-        "a lower optimizer.lr or a larger batch.global_batch_size helps; policy.on_spike=[rollback] undoes it",
+        cures.SPIKE,
+    ),
+    Rule(
+        "skipped_steps",
+        "skipped_steps",
+        "so many batches of the last 100 steps were thrown away",
+        cures.SKIPPED,
+    ),
+    Rule(
+        "nonfinite_steps",
+        "nonfinite_steps",
+        "the loss or gradient of so many batches of the last 100 steps was not finite",
+        cures.NOT_FINITE,
     ),
 )
 
@@ -194,6 +222,5 @@ NEVER_MISSING = (
     "adam_rms",
     "norm_input_rms",
     "norm_input_gradient",
-    "attention_logit_max",
 )
 """Figures in which NaN means a computation that went wrong; in others also that there is nothing to measure."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any
 
-from pretrain.config.schema import VerdictsSection
+from pretrain.config.schema import Experiment, VerdictsSection
+from pretrain.monitors import cures
 from pretrain.monitors.verdict_history import History, Profiles
 from pretrain.monitors.verdict_rules import NEVER_MISSING, RULES, Rule, Value, as_it_is
+
+NOT_FINITE = "not_finite"
+"""The verdict on all figures at once, beside those of the rules."""
 
 
 class Level(IntEnum):
@@ -42,23 +46,30 @@ class Verdict:
         return asdict(self) | {"level": self.level.name.lower()}
 
 
-def verdicts(profiles: Profiles, history: History, thresholds: VerdictsSection) -> list[Verdict]:
+def verdicts(profiles: Profiles, history: History, experiment: Experiment) -> list[Verdict]:
     """One verdict a signal that the profiles show, the worst first. A figure that is not there has none.
 
     Args:
         profiles: of one sample, as layers.jsonl has them (None counts as NaN).
         history: of the samples before; `history.add` this one afterwards.
-        thresholds: the section `verdicts`.
+        experiment: whose section `verdicts` has the bounds, and whose settings are not advised anew.
     """
-    found = [not_finite(profiles)] if profiles else []
+    thresholds = experiment.verdicts
+    found = [not_finite(profiles, experiment)] if profiles else []
     worst = {rule.name: _worst(rule, profiles, history, thresholds) for rule in RULES if rule.figure in profiles}
     for rule in RULES:
         if (value := worst.get(rule.name)) is not None:
-            found.append(_judged(rule, value, profiles, thresholds))
-    return sorted(found, key=lambda verdict: -verdict.level)
+            found.append(_judged(rule, value, profiles, experiment))
+    return ranked(found)
 
 
-def not_finite(profiles: Profiles) -> Verdict:
+def ranked(found: Iterable[Verdict]) -> list[Verdict]:
+    """The worst first, of the same level in the order of the rules."""
+    order = [NOT_FINITE, *(rule.name for rule in RULES)]
+    return sorted(found, key=lambda verdict: (-verdict.level, order.index(verdict.signal)))
+
+
+def not_finite(profiles: Profiles, experiment: Experiment) -> Verdict:
     """Alarm if anything is infinite, or NaN where that cannot mean "nothing to measure"."""
     wrong = [
         (figure, value)
@@ -67,14 +78,11 @@ def not_finite(profiles: Profiles) -> Verdict:
         if math.isinf(value.value) or (math.isnan(value.value) and figure in NEVER_MISSING)
     ]
     if not wrong:
-        return Verdict("not_finite", "", "", 0, Level.OK, 0.0, 0.0, "all figures are finite")
+        return Verdict(NOT_FINITE, "", "", 0, Level.OK, 0.0, 0.0, "all figures are finite")
     (figure, first), count = wrong[0], len(wrong)
     where = f"{count} of the figures, first {figure} in {place(first, profiles[figure])},"
-    sentence = (
-        f"not finite are {where} so that the run has broken; go back to a checkpoint from before, with a lower "
-        "optimizer.lr or without the samples that led to it (data.skip_ranges); policy.on_alarm=[rollback] does that"
-    )
-    return Verdict("not_finite", figure, first.group, first.layer, Level.ALARM, float(count), 0.0, sentence)
+    sentence = f"not finite are {where} so that the run has broken; {cures.advised(cures.BROKEN, experiment)}"
+    return Verdict(NOT_FINITE, figure, first.group, first.layer, Level.ALARM, float(count), 0.0, sentence)
 
 
 def place(value: Value, groups: Mapping[str, Sequence[Any]]) -> str:
@@ -101,7 +109,8 @@ def _level(name: str, value: float, thresholds: VerdictsSection) -> Level:
     return Level.ALARM if sign * value > sign * alarm else Level.WATCH if sign * value > sign * watch else Level.OK
 
 
-def _judged(rule: Rule, worst: Value, profiles: Profiles, thresholds: VerdictsSection) -> Verdict:
+def _judged(rule: Rule, worst: Value, profiles: Profiles, experiment: Experiment) -> Verdict:
+    thresholds = experiment.verdicts
     watch, alarm, sign = _bounds(rule.name, thresholds)
     level = _level(rule.name, worst.value, thresholds)
     if level == Level.ALARM and rule.supported_by and not _supported(rule.supported_by, worst, profiles, thresholds):
@@ -111,7 +120,7 @@ def _judged(rule: Rule, worst: Value, profiles: Profiles, thresholds: VerdictsSe
     where = place(worst, profiles[rule.figure])
     sentence = f"{rule.name} is {worst.value:.3g} in {where} ({kind} {side} {threshold:.3g})"
     if level > Level.OK:
-        sentence += f": {rule.meaning}; {rule.cure}"
+        sentence += ": " + "; ".join(filter(None, [rule.meaning, cures.advised(rule.cure, experiment)]))
     return Verdict(rule.name, rule.figure, worst.group, worst.layer, level, worst.value, threshold, sentence)
 
 

@@ -8,8 +8,9 @@ from itertools import compress
 import torch
 from torch import Tensor
 
-LONG = 2**16
-"""Elements from which on a CPU needs fp64. It adds up in a row: fp32 loses 7e-7 of the norm here, 6e-4 at 2^24."""
+LONG = 2**12
+"""Elements above which a CPU needs fp64. It adds up one after the other: of equal elements fp32 loses up to 3e-6 of the
+norm here, 5e-5 at 2^16; of normal ones 6e-4 at 2^24."""
 
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:

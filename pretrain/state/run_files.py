@@ -18,6 +18,8 @@ SUMMARY = "summary.json"
 VERDICTS = "verdicts.json"
 METRICS, LAYERS, EVENTS = "metrics.jsonl", "layers.jsonl", "events.jsonl"
 CHECKPOINTS = "checkpoints"
+ASIDE = "aside"
+"""The state in which a run was stopped, in doubt: for a look, never resumed from."""
 
 
 def check_run(path: Path, also: str = "") -> None:

@@ -194,13 +194,23 @@ def test_an_alarm_stops_a_run_that_has_nothing_to_go_back_to(small_recipe, tmp_p
 
 
 def test_an_alarm_goes_back_to_the_last_calm_sample(small_recipe, tmp_path):
-    """The long step 14 changes the weights by more than themselves: seen in its own sample, before any loss is."""
+    """The long step 14 changes the weights by more than themselves: seen in its own sample, before any loss is.
+
+    TensorBoard then shows what the logs have: the steps that count.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     alarm = ("policy.on_alarm=[rollback]", "policy.alarm_signals=[update_ratio]", "monitors.interval=2")
+    shown = ("train.max_steps=16", "monitors.tensorboard=true")
     folder = tmp_path / "run"
-    codes, _ = run(small_recipe, folder, "one", *alarm, "train.max_steps=16", rate={14: 1000.0})
+    codes, _ = run(small_recipe, folder, "one", *alarm, *shown, rate={14: 1000.0})
     assert codes == [0]
     (event,) = events(folder, "rollback")
     assert (event["step"], event["to_step"], event["sample_ranges"]) == (14, 12, [[96, 112]])
     assert event["update_ratio"] > 1
     assert [entry["step"] for entry in lines(folder / "layers.jsonl")] == [1, *range(2, 17, 2)]
     assert len(losses(folder)) == 16
+    scalars = EventAccumulator(str(folder / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in scalars] == [
+        (step, pytest.approx(loss, rel=1e-6)) for step, loss in enumerate(losses(folder), start=1)
+    ]

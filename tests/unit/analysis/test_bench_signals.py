@@ -58,7 +58,7 @@ def test_the_text_says_whether_the_bounds_are_met(sampled, met):
     report = {
         "recipe": "deep",
         "layers": 1000,
-        "interval": 50,
+        "default_interval": 50,
         "seconds": {"plain": [2.0, 3.0, 4.0]},
         "ratios": {"unsampled": ratio | {"median": 1.0}, "sampled": ratio},
         "cpu_ratios": {"unsampled": {"median": 1.0}, "sampled": {"median": 1.2}},

@@ -172,6 +172,7 @@ def test_a_live_run_is_told_from_its_logs(tmp_path: Path) -> None:
     write_lines(path / "events.jsonl", [{"time": "2026-03-01T10:00:00Z", "step": 0, "event": "start"}])
     (run,) = report(path)["runs"]
     assert run["status"] == "step 20 of 20 · no end logged: still running, or killed"
+    assert run["last_step"] == 20
     assert run["figures"]["seconds"] == 10.0
     assert run["figures"]["tokens_per_second"] == 3000.0
     assert run["figures"]["validation_loss"] == 5.25

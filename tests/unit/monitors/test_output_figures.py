@@ -47,6 +47,18 @@ def test_opposite_tokens():
     assert measured(torch.tensor([[2.0, 0.0], [-2.0, 0.0]])) == pytest.approx([-1.0, 1.0, 1.0], abs=1e-6)
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_an_output_that_is_not_finite_is_shown_as_such(wrong):
+    """Not as an error of the decomposition, on this rank alone."""
+    x = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(3))
+    content = Content.of(torch.ones(2, 6, dtype=torch.bool))
+    (whole,) = EffectiveRank(SPEC).measure(x, content)
+    x[0, 2, 5] = wrong
+    (found,) = EffectiveRank(SPEC).measure(x, content)
+    assert found[0].isnan()
+    assert found[1] == whole[1]
+
+
 def test_only_tokens_count():
     x = torch.randn(6, 8, generator=torch.Generator().manual_seed(3))
     content = torch.tensor([False, True, True, True, True, False])

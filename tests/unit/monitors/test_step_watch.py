@@ -9,6 +9,7 @@ import pytest
 
 from pretrain.config.schema import PolicySection
 from pretrain.monitors.step_watch import LOSS_NOT_FINITE, StepWatch
+from pretrain.parallel.engine import NOT_FINITE, StepResult
 
 CALM = [5.0, 5.2, 4.9, 5.1, 5.3, 4.8, 5.0, 5.1, 5.2, 4.9]
 
@@ -89,12 +90,14 @@ def test_a_spike_has_its_own_bound():
 
 def test_tries_that_are_not_finite_are_counted_in_a_row():
     found = watch()
-    for finite, count in ((False, 1), (False, 2), (True, 0), (False, 1)):
-        found.threw_away(finite)
-        assert found.broken == count
+    result = StepResult(loss=math.nan, target_tokens=8, grad_norm=2.0, grad_norm_clipped=1.0, refusal=NOT_FINITE)
+    for broken, count in ((True, 1), (True, 2), (False, 0), (True, 1)):
+        found.threw_away(result, broken)
+        assert len(found.broken) == count
     assert found.broken_since == 11
+    assert found.broken[0][1] == 2.0
     found.made()
-    assert found.broken == 0
+    assert found.broken == []
 
 
 def test_it_goes_on_after_a_resume():

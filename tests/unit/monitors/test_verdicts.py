@@ -8,13 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from pretrain.config.schema import VerdictsSection
+from pretrain.config.schema import Experiment, VerdictsSection
 from pretrain.monitors.alerts import CALM, Verdicts
 from pretrain.monitors.verdict_history import History
 from pretrain.monitors.verdict_rules import RULES
 from pretrain.monitors.verdicts import Level, verdicts, worst_of
 
-SECTION = VerdictsSection()
+EXPERIMENT = Experiment()
+SECTION = EXPERIMENT.verdicts
 CALM_PROFILES = {
     "gradient_norm": {"encoder": [1.0, 2.0, 3.0], "token_embedding": [4.0]},
     "update_ratio": {"encoder": [1e-3, 2e-3, 1e-3], "encoder.norms": [math.nan, 1e-3, 1e-3]},
@@ -29,6 +30,10 @@ CALM_PROFILES = {
     "effective_rank": {"encoder": [9.0, 8.0, 7.0]},
     "model_update": {"model": [0.5]},
     "spike_score": {"model": [0.3]},
+    "norm_input_gradient": {"encoder.ffn": [1e-3, 2e-3, 1e-3]},
+    "model_update_step": {"model": [0.4]},
+    "skipped_steps": {"model": [0]},
+    "nonfinite_steps": {"model": [0]},
 }
 
 
@@ -38,8 +43,8 @@ def with_value(figure, group, layer, value):
     return profiles
 
 
-def judged(profiles, history=None, section=SECTION):
-    return {verdict.signal: verdict for verdict in verdicts(profiles, history or History(), section)}
+def judged(profiles, history=None, experiment=EXPERIMENT):
+    return {verdict.signal: verdict for verdict in verdicts(profiles, history or History(), experiment)}
 
 
 def test_a_calm_sample_is_ok_in_every_signal():
@@ -69,12 +74,14 @@ def test_every_threshold_has_a_rule_and_every_rule_a_threshold():
         ("high_frequency_ratio", "encoder", 0.15, 0.05),
         ("effective_rank", "encoder", 1.5, 1.1),
         ("spike_score", "model", 7.0, 13.0),
+        ("skipped_steps", "model", 3, 6),
+        ("nonfinite_steps", "model", 1, 3),
     ],
 )
 def test_one_value_too_many_raises_its_signal_alone_and_names_the_place(figure, group, watch, alarm):
     layer = 0 if group == "model" else 2
     for level, value in ((Level.WATCH, watch), (Level.ALARM, alarm)):
-        first, *others = verdicts(with_value(figure, group, layer, value), History(), SECTION)
+        first, *others = verdicts(with_value(figure, group, layer, value), History(), EXPERIMENT)
         assert {verdict.level for verdict in others} == {Level.OK}
         assert (first.signal, first.group, first.layer, first.level) == (figure, group, layer, level)
         assert first.threshold == getattr(SECTION, figure)[level - 1]
@@ -85,9 +92,10 @@ def test_one_value_too_many_raises_its_signal_alone_and_names_the_place(figure, 
 
 
 def test_thresholds_are_the_experiments():
-    section = VerdictsSection(adam_rms=(20.0, 30.0), token_cosine=(0.05, 0.2))
-    assert judged(with_value("adam_rms", "encoder", 0, 11.0), section=section)["adam_rms"].level == Level.OK
-    assert judged(CALM_PROFILES, section=section)["token_cosine"].level == Level.ALARM
+    bounds = {"adam_rms": (20.0, 30.0), "token_cosine": (0.05, 0.2)}
+    experiment = Experiment.model_validate({"verdicts": bounds})
+    assert judged(with_value("adam_rms", "encoder", 0, 11.0), experiment=experiment)["adam_rms"].level == Level.OK
+    assert judged(CALM_PROFILES, experiment=experiment)["token_cosine"].level == Level.ALARM
 
 
 def test_a_low_entropy_is_an_alarm_only_beside_large_logits_of_the_same_layer():
@@ -134,27 +142,36 @@ class TestHistory:
         assert (found.value, found.layer) == (1.0, 1)
 
     @pytest.mark.parametrize(
-        ("updates", "value"),
+        ("every", "updates", "moves", "value"),
         [
-            ([5.0, 5.1, 5.1, 5.1, 5.1], 1.0),  # jumped in steps 1 to 10, flat since
-            ([0.1, 5.1, 5.1, 5.1, 5.1], 1.0),  # step 9 is early still
-            ([0.1, 0.5, 5.1, 5.1, 5.1, 5.1], 0.5 / 5.1),  # warmed up, then converged
-            ([5.0, 5.1, 5.1, 5.6, 6.0], 0.0),  # not flat
-            ([5.0, 5.1], 0.0),  # too few to say
-            ([math.nan] * 6, None),
+            (8, [5.0, *[5.1] * 6], [5.0, *[0.1] * 6], 5.1 / 5.1),  # jumped in steps 1 to 10, hardly moved since
+            (8, [0.1, *[5.1] * 6], [0.1, 5.0, *[0.1] * 5], 1.0),  # step 9 is early still
+            (8, [0.1, 0.5, *[5.1] * 6], [0.1, 0.5, 5.0, *[0.1] * 5], 0.5 / 5.1),  # warmed up, then converged
+            (8, [5.0, *[5.1] * 6], [5.0, *[2.0] * 6], 0.0),  # as far away as before, and it moves on
+            (8, [5.0, 5.1, 5.1], [5.0, 0.1, 0.1], 0.0),  # too few to say
+            (1, [5.0, *[5.1] * 8], [5.0, *[0.01] * 8], 0.0),  # within the first steps all that was made was early
+            (1, [5.0, *[5.1] * 35], [5.0, *[0.01] * 35], 1.0),
+            (1, [5.0, *[5.1] * 35], [5.0, *[0.1] * 35], 0.0),  # small moves at every step are a way
+            (8, [math.nan] * 7, [math.nan] * 7, None),
         ],
     )
-    def test_a_model_that_jumped_and_stands_still(self, updates, value):
+    def test_a_model_that_jumped_and_stands_still(self, every, updates, moves, value):
+        def sample(update, move):
+            return {"model_update": {"model": [update]}, "model_update_step": {"model": [move]}}
+
         history = History()
-        for number, update in enumerate(updates[:-1]):
-            history.add(1 + 8 * number, {"model_update": {"model": [update]}})  # steps 1, 9, 17 ...
-        found = judged({"model_update": {"model": [updates[-1]]}}, history).get("model_update_stuck")
+        for number, (update, move) in enumerate(zip(updates[:-1], moves, strict=False)):
+            history.add(1 + every * number, sample(update, move))  # steps 1, 9, 17 ...
+        again = History()
+        again.load_state_dict(json.loads(json.dumps(history.state_dict())))
+        found = judged(sample(updates[-1], moves[-1]), again).get("model_update_stuck")
         assert (found.value if found else None) == (pytest.approx(value, abs=1e-12) if value is not None else None)
 
     def test_whole_layers_alone_are_remembered(self):
         """A checkpoint of 1000 layers has to hold it."""
-        history = self.after([{"encoder": [1.0], "encoder.ffn": [1.0]}] * 20)
-        assert list(history.state_dict()["gradients"]) == ["encoder"]
+        rows = {"encoder": [1.0, 1.0], "encoder.ffn": [1.0, 1.0], "encoder.embeddings": [1.0]}
+        history = self.after([rows] * 20)
+        assert list(history.state_dict()["gradients"]) == ["encoder", "encoder.embeddings"]
         assert len(history.state_dict()["gradients"]["encoder"]) == 8
 
 
@@ -186,7 +203,7 @@ class TestNotFinite:
 
 
 def test_missing_figures_are_no_error():
-    assert verdicts({}, History(), SECTION) == []
+    assert verdicts({}, History(), EXPERIMENT) == []
     assert list(judged({"weight_norm": {"encoder": [1.0]}})) == ["not_finite"]
 
 
@@ -196,7 +213,7 @@ class TestAlerts:
         """`told(value of adam_rms, ...)`: the alerts of so many samples, as (step, level)."""
         events = []
         depth, metrics = SimpleNamespace(latest=(0, {})), SimpleNamespace(latest={})
-        self.callback = Verdicts(depth, metrics, SECTION)
+        self.callback = Verdicts(depth, metrics)
         self.written = {}
         folder = SimpleNamespace(
             event=lambda event, step, **fields: events.append((event, step, fields)), write=self.written.__setitem__
@@ -208,7 +225,10 @@ class TestAlerts:
             for value in values:
                 step = next(steps)
                 depth.latest = step, {"adam_rms": {"encoder": [1.0, 1.0, value]}}
-                self.callback.on_step_end(SimpleNamespace(folder=folder), SimpleNamespace(step=step))
+                self.trainer = SimpleNamespace(
+                    folder=folder, experiment=EXPERIMENT, engine=SimpleNamespace(loss_scaler_state=dict)
+                )
+                self.callback.on_step_end(self.trainer, SimpleNamespace(step=step))
             assert {event for event, *_ in events} <= {"alert"}
             self.events = list(events)
             return [(step, fields["level"]) for _, step, fields in events]
@@ -236,11 +256,38 @@ class TestAlerts:
         told(*[1.0] * CALM)
         assert len(told(3.0)) == 1
 
-    def test_a_step_that_was_not_sampled_says_nothing(self, told):
+    def test_a_step_that_was_not_sampled_says_nothing_of_the_layers(self, told):
         told(20.0)
-        before = dict(self.written)
-        self.callback.on_step_end(SimpleNamespace(folder=None), SimpleNamespace(step=2))
-        assert self.written == before
+        before, latest = dict(self.written), self.callback.latest
+        for step in range(2, 9):
+            self.callback.on_step_end(self.trainer, SimpleNamespace(step=step))
+        assert (self.written, self.callback.latest) == (before, latest)
+        assert self.callback.step == 8
+        assert not self.callback.sampled(8)
+
+    def test_batches_that_were_thrown_away_are_told_at_once_and_forgotten(self, told):
+        told(1.0)
+        self.events = []
+        for finite in (True, False, False, False):
+            self.trainer.folder.event = lambda event, step, **fields: self.events.append(fields)
+            self.callback.on_skip(self.trainer, 2, SimpleNamespace(finite=finite))
+        assert [(fields["signal"], fields["level"]) for fields in self.events] == [
+            ("skipped_steps", "watch"),
+            ("nonfinite_steps", "watch"),
+            ("nonfinite_steps", "alarm"),
+        ]
+        assert json.loads(self.written["verdicts.json"])["verdicts"][0]["signal"] == "nonfinite_steps"
+        self.callback.load_state_dict(json.loads(json.dumps(self.callback.state_dict())))
+        self.callback.on_step_end(self.trainer, SimpleNamespace(step=101))
+        assert self.callback.worst.signal == "nonfinite_steps"
+        self.callback.on_step_end(self.trainer, SimpleNamespace(step=102))
+        assert self.callback.worst is None
+
+    def test_overflows_on_the_way_to_fp16s_loss_scale_are_no_trouble(self, told):
+        told(1.0)
+        self.trainer.engine.loss_scaler_state = lambda: {"cur_scale": 65536.0}
+        self.callback.on_skip(self.trainer, 2, SimpleNamespace(finite=False))
+        assert self.callback.worst is None
 
     def test_the_newest_are_in_a_file_and_the_worst_is_known(self, told):
         told(1.0, 20.0)
@@ -252,7 +299,14 @@ class TestAlerts:
         told(1.0)
         assert self.callback.worst is None
 
-    def test_the_spike_score_is_judged_with_the_sample(self, told):
+    def test_the_spike_score_is_judged_at_every_step(self, told):
+        told(1.0)
+        self.callback.metrics.latest = {"spike_score": 15.0}
+        self.callback.on_step_end(self.trainer, SimpleNamespace(step=2))
+        assert self.callback.worst.signal == "spike_score"
+        assert [verdict.signal for verdict in self.callback.latest].count("spike_score") == 1
+
+    def test_the_spike_score_of_a_sampled_step(self, told):
         self.callback.metrics.latest = {"spike_score": 15.0}
         assert told(1.0) == [(1, "alarm")]
         assert self.callback.worst.signal == "spike_score"
