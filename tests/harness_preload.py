@@ -1,5 +1,7 @@
 """What every forked test process needs, imported once in the fork server."""
 
+import gc
+
 import torch
 
 torch.set_num_threads(1)
@@ -12,6 +14,7 @@ import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402
 import torch._dynamo  # noqa: E402
 import torch.utils.tensorboard  # noqa: E402
 
+import pretrain.analysis.bench_hf  # noqa: E402
 import pretrain.build  # noqa: E402
 import pretrain.parallel.pipeline  # noqa: E402
 import pretrain.parallel.plain  # noqa: E402
@@ -19,3 +22,4 @@ import pretrain.train  # noqa: E402
 
 _ = deepspeed.ops.__compatible_ops__  # looked up by trying the C compiler, for half a second
 pretrain.train.PATIENCE = 0.5  # forked ranks start together
+gc.freeze()  # a collection in a child would copy all of this

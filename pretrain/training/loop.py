@@ -92,8 +92,8 @@ class Trainer:
         try:
             self._each("on_start")
             # What is here now stays until the end. Python's cycle collector would walk through all of it now and then
-            # in the middle of a step: 0.2 s at 100 layers.
-            gc.collect()
+            # in the middle of a step: 0.2 s at 100 layers, which is why only its young part is looked through here.
+            gc.collect(1)
             gc.freeze()
             stop = self._agreed_stop()
             while stop == Stop.NO:
