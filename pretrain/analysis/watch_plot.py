@@ -45,7 +45,7 @@ def plot(lines: Sequence[Line], width: int, height: int, unicode: bool) -> list[
         cells.draw(_scaled(own, first, last), _scaled(ys, *ends), line.style)
     labels = _labels(low, high, rows, log)
     text = [Text(f"{labels.get(row, ''):>{LABEL}} ").append_text(cells.row(row)) for row in range(rows)]
-    return [*text, _axis(first, last, columns)]
+    return [*text, _axis(first, last, columns, "log scale" if log else "")]
 
 
 def _shown(line: Line) -> tuple[np.ndarray, np.ndarray]:
@@ -67,10 +67,12 @@ def _labels(low: float, high: float, rows: int, log: bool) -> dict[int, str]:
     return {row: short(value, digits=4 if short(high) != short(low) else 6) for row, value in values.items()}
 
 
-def _axis(first: float, last: float, columns: int) -> Text:
+def _axis(first: float, last: float, columns: int, remark: str) -> Text:
+    """The ends of the x axis, between them a remark, as far as there is room."""
     left, right = f"{first:,.0f}", f"{last:,.0f}"
     gap = columns - len(left) - len(right)
-    return Text(" " * (LABEL + 1) + (f"{left}{' ' * gap}{right}" if gap > 0 and last > first else left), style="dim")
+    middle = remark.center(gap) if len(remark) < gap else " " * gap
+    return Text(" " * (LABEL + 1) + (f"{left}{middle}{right}" if gap > 0 and last > first else left), style="dim")
 
 
 def short(value: float, digits: int = 4) -> str:

@@ -49,7 +49,7 @@ class ProgressBar(Callback):
                 unit="step",
                 dynamic_ncols=True,
                 smoothing=0.1,
-                bar_format="step {n_fmt}/{total_fmt} |{bar}| {postfix} [{elapsed}<{remaining}]",
+                bar_format="step {n_fmt}/{total_fmt} |{bar}| {desc} [{elapsed}<{remaining}]",
             )
             if self.judge is not None:
                 self.below = tqdm(total=0, position=1, bar_format="{desc}")
@@ -61,7 +61,7 @@ class ProgressBar(Callback):
         text += f", {trainer.tokens_per_step / report.step_seconds:,.0f} tokens/s"
         if self.bar is not None:
             self._show_verdict()
-            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.set_description_str(text, refresh=False)
             self.bar.update(report.step - self.bar.n)  # a rollback goes back
             return
         now = time.monotonic()
