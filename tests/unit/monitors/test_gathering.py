@@ -48,9 +48,14 @@ def test_a_pile_loses_nothing(together, monkeypatch):
 
 @pytest.mark.parametrize("at_a_time", [1, 400, 2**18])
 def test_chunks_hold_every_row_once(at_a_time, monkeypatch):
-    """Shards of two buffers, neighbours and not, sizes that fill no block; squares against fp64 one by one."""
+    """Shards of two buffers, neighbours and not, sizes that fill no block; squares against fp64 one by one.
+
+    Some squares are too small or too large for fp32, which is exact to 3e-7 otherwise.
+    """
     monkeypatch.setattr(parameter_chunks, "AT_A_TIME", {"cpu": at_a_time})
     buffers = [torch.randn(3 * BLOCK, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    buffers[0][500:507] *= 1e-25
+    buffers[1][:BLOCK] *= 1e25
     ranges = {
         "a": (0, 0, 100),
         "b": (0, 100, 300),
@@ -73,5 +78,5 @@ def test_chunks_hold_every_row_once(at_a_time, monkeypatch):
         sizes[chunk.rows] += torch.tensor(chunk.sizes)
         torch.testing.assert_close(chunk.squares(chunk.gradients()), 4 * chunk.squares(chunk.second_moments()))
         torch.testing.assert_close(chunk.less_weights_(2 * chunk.weights()), chunk.weights())
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
     assert sizes.tolist() == [0, BLOCK, 7, 301]
