@@ -22,6 +22,8 @@ const SIGNAL_NAMES = {
   gradient_norm_zero: "Gradient at all",
   model_update_stuck: "Model update in the first steps",
   spike_score: "Spike score",
+  skipped_steps: "Steps thrown away",
+  nonfinite_steps: "Steps not finite",
 };
 const verdictName = ({ figure, signal }) => SIGNAL_NAMES[signal] ?? DATA.signals[figure]?.title ?? words(signal);
 
