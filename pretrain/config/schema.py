@@ -248,9 +248,10 @@ class VerdictsSection(Section):
     """sqrt(mean(g^2 / v)); from 2.3 on Wortsman et al. 2023 speak of a spike, which the loss follows."""
     qk_norm_gain_max: Thresholds = (4.0, 8.0)
     """Largest gain of a QK-norm; sqrt(d_h) gain^2 bounds the logits: 128 and 512 at d_h = 64."""
-    token_cosine: Thresholds = (0.95, 0.99)
-    """Mean cosine of two tokens of a sample, near 1 where they have become alike (Bamboo). The bounds are a guess."""
-    high_frequency_ratio: Thresholds = (0.2, 0.1)
+    token_cosine: Thresholds = (0.99, 1.0)
+    """Mean cosine of two tokens of a sample, near 1 where they have become alike (Bamboo). No alarm unless another
+    bound is set: young models that learn well pass through it. The bounds are a guess."""
+    high_frequency_ratio: Thresholds = (0.1, 0.0)
     """Share of a layer's output in which tokens differ; about sqrt(1 - token_cosine)."""
     effective_rank: Thresholds = (2.0, 1.2)
     """Directions in which a layer's outputs lie; 1 is one. The bounds are a guess."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from pretrain.monitors.depth import DepthSignals
 from pretrain.monitors.metrics import Metrics
-from pretrain.monitors.verdict_history import History, Profiles
+from pretrain.monitors.verdict_history import MOVE, History, Profiles
 from pretrain.monitors.verdicts import NOT_FINITE, Level, Verdict, ranked, verdicts, worst_of
 from pretrain.parallel.engine import StepResult
 from pretrain.state.run_files import VERDICTS
@@ -16,6 +16,8 @@ from pretrain.training.loop import StepReport, Trainer
 
 CALM = 3
 """Judgements in a row that must be better before the same verdict counts as getting worse again."""
+STUCK_FROM = 0.5
+"""Share of the peak rate below which it is natural for a model to stand still."""
 RECENT = 100
 """Steps over which batches that were thrown away are counted."""
 
@@ -63,6 +65,8 @@ class Verdicts(Callback):
             profiles["spike_score"] = {"model": [score]}
         if self.sampled(report.step):
             profiles |= self.depth.latest[1]
+        if report.lr < STUCK_FROM * trainer.experiment.optimizer.lr:
+            profiles.pop(MOVE, None)
         self._judge(trainer, report.step, profiles)
 
     def _of_the_loss(self, step: int) -> dict[str, Any]:
