@@ -182,7 +182,7 @@ class Policy(Callback):
         kept = checkpoint.step if checkpoint else None
         trainer.folder.event("stop", cause.step, reason=reason, to_step=kept, aside=aside, **cause.figures)
         then = "no checkpoint is beyond doubt" if kept is None else f"step {kept} is the last checkpoint beyond doubt"
-        say(cause.step, reason, f"stopped; {then}" + (f", the state as it is is in {aside}" if aside else ""))
+        say(cause.step, reason, f"stopped, {then}" + (f", the state as it is is in {aside}" if aside else ""))
         if checkpoint is not None:
             resume(trainer, checkpoint, within_session=True)
         else:
@@ -211,7 +211,7 @@ class Policy(Callback):
 def say(step: int, reason: str, what: str) -> None:
     """A decision in one line above the progress bar, once for all ranks."""
     if collectives.is_first():
-        tqdm.write(f"step {step}: {reason}: {what}", file=sys.stderr)
+        tqdm.write(f"step {step}: {what}; {reason}", file=sys.stderr)
 
 
 def skip_range(checkpoint: Checkpoint, trainer: Trainer, position: int, samples: int) -> list[int]:

@@ -103,6 +103,7 @@ def test_each_fault_is_met(runs, layout):
     assert "spike" in spike["reason"]
     assert len(spike["losses"]) == 2
     assert "not finite" in broken["reason"]
+    assert len(broken["losses"]) == len(broken["grad_norms"]) == 2
     garbage = events(runs(layout)[0], "skip")[0]
     assert "outlier" in garbage["reason"]
     assert garbage["sample_ranges"] == LEFT_OUT[:1]
@@ -150,6 +151,9 @@ def test_rollbacks_end_and_the_last_good_checkpoint_stays(runs, small_recipe, tm
     codes, output = run(small_recipe, folder, "pp2", *policy, "checkpoint.interval=2", rate={14: 1000.0}, always=True)
     assert codes == [78, 78]
     assert "ended at step 12 (unstable)" in output
+    told = [line for line in output.splitlines() if line.startswith("step 1") and "spike: " in line]
+    assert [line.split(",")[0].split(": ")[1] for line in told] == ["back to step 12", "back to step 12", "stopped"]
+    assert [path.name for path in (folder / "aside").glob("step_*")] == [Path(events(folder, "stop")[0]["aside"]).name]
     assert not restartable(78)
     first, second = events(folder, "rollback")
     assert first["to_step"] == second["to_step"] == 12
