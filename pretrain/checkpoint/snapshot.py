@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from pretrain.parallel.engine import Engine, Shard
+from pretrain.parallel.memory_order import memory_order
 from pretrain.state.index import MOMENTS, WEIGHT, Box, Piece
 
 RNG = "rng_torch"
@@ -76,7 +77,7 @@ class Snapshot:
         """Where each shard comes from and goes to: in the order of memory, so that neighbours stay neighbours."""
         places = {}
         at = 0
-        for number in sorted(range(len(shards)), key=lambda number: shards[number].weight.data_ptr()):
+        for number in memory_order([shard.weight for shard in shards]):
             places[number] = at
             at += shards[number].weight.numel()
         self.pieces = [

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pretrain.parallel.engine import Shard
+from pretrain.parallel.memory_order import memory_order
 
 AT_A_TIME = {"cpu": 2**18}
 """Elements of a chunk, about, by device: 1 MiB, which stays in a core's cache from one pass to the next."""
@@ -110,14 +111,11 @@ def chunks_of(shards: Sequence[Shard], row_of: Callable[[str], int]) -> list[Chu
 
 
 def _by_row(shards: Sequence[Shard], row_of: Callable[[str], int]) -> Iterator[tuple[int, list[Shard]]]:
-    """The rows in order, the shards of each as they lie in memory: where a buffer lies must not change a sum."""
-    buffers: dict[int, int] = {}
+    """The rows in order, the shards of each as they lie in memory."""
     rows: dict[int, list[Shard]] = {}
-    for shard in shards:
-        buffers.setdefault(_buffer(shard.weight), len(buffers))
-        rows.setdefault(row_of(shard.name), []).append(shard)
-    for row, own in sorted(rows.items()):
-        yield row, sorted(own, key=lambda shard: (buffers[_buffer(shard.weight)], shard.weight.storage_offset()))
+    for number in memory_order([shard.weight for shard in shards]):
+        rows.setdefault(row_of(shards[number].name), []).append(shards[number])
+    yield from sorted(rows.items())
 
 
 def joined(tensors: Sequence[Tensor]) -> list[Tensor]:
