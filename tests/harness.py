@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import multiprocessing as mp
 import os
-import socket
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,14 +17,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from pretrain.launch.environment import free_port
+
 CONTEXT = mp.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["harness_preload"])
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def _enter(

@@ -22,6 +22,16 @@ MODEL = {
     "dropout": 0.1,
 }
 
+LAYOUTS = {
+    "one": (1, {}),
+    "zero1_dp2": (2, {}),
+    "zero2_dp2": (2, {"parallel.zero_stage": 2}),
+    "zero3_dp2": (2, {"parallel.zero_stage": 3}),
+    "pp2": (2, {"parallel.pipeline_stages": 2}),
+    "pp2_dp2": (4, {"parallel.pipeline_stages": 2}),
+}
+"""Processes and changes of one process, of data parallelism under each ZeRO stage, of stages, and of both."""
+
 
 def experiment(changes):
     """A checked-looking experiment; `changes`: dotted key -> value."""

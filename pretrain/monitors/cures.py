@@ -32,6 +32,10 @@ def _block(*kinds: str) -> Callable[[Experiment], bool]:
     return has_it
 
 
+def _decays_gains(experiment: Experiment) -> bool:
+    return experiment.optimizer.weight_decay > 0 and "gains" not in experiment.optimizer.no_decay
+
+
 SLOWER = Advice("a lower optimizer.lr or a longer schedule.warmup_steps helps")
 
 ATTENTION = (Advice("model.qk_norm=true bounds the logits", lambda e: bool(e.model.qk_norm)), SLOWER)
@@ -59,7 +63,7 @@ SECOND_MOMENT = (
 )
 GAINS = (
     Advice("a lower optimizer.lr helps"),
-    Advice("weight decay on gains (optimizer.no_decay without gains) helps", lambda e: _decays_gains(e)),
+    Advice("weight decay on gains (optimizer.no_decay without gains) helps", _decays_gains),
 )
 SPIKE = (
     Advice("a lower optimizer.lr or a larger batch.global_batch_size helps"),
@@ -77,7 +81,3 @@ BROKEN = (
     ),
     Advice("policy.on_alarm=[rollback] does that", lambda e: "rollback" in e.policy.on_alarm),
 )
-
-
-def _decays_gains(experiment: Experiment) -> bool:
-    return experiment.optimizer.weight_decay > 0 and "gains" not in experiment.optimizer.no_decay

@@ -16,6 +16,7 @@ from pretrain.monitors.listening import Found, Hooks, Pile, add_up
 from pretrain.monitors.model_update import width
 from pretrain.monitors.signals import NOTHING, Part, Signal
 from pretrain.parallel.engine import Engine
+from pretrain.parallel.norms import lengths
 
 
 class NormFlow(Signal):
@@ -41,17 +42,17 @@ class NormFlow(Signal):
 
     def note(self, row: int, x: Tensor) -> None:
         """x [..., d]"""
-        lengths = lengths_of(x)
-        shape = lengths.shape
+        each = lengths(x)
+        shape = each.shape
         if shape not in self.piles:
             self.piles[shape] = Pile(self._add_up)
-        self.piles[shape].add(row, shape.numel(), lengths)
+        self.piles[shape].add(row, shape.numel(), each)
 
-    def _add_up(self, rows: Sequence[int], lengths: Tensor) -> None:
+    def _add_up(self, rows: Sequence[int], each: Tensor) -> None:
         # In place: a pile's own copy of them.
-        self.squares.append((rows, lengths.square_().flatten(1).sum(1)))
+        self.squares.append((rows, each.square_().flatten(1).sum(1)))
         for row in rows:
-            self.elements[row] += lengths[0].numel() * self.width
+            self.elements[row] += each[0].numel() * self.width
 
     def before_step(self, engine: Engine) -> None:
         self._forget()
@@ -71,17 +72,3 @@ class NormFlow(Signal):
     def rms(self, sums: Tensor) -> dict[str, list[float]]:
         squares, elements = sums.chunk(2)
         return self.rows.split((squares / elements.clamp(min=1)).sqrt())
-
-
-def lengths_of(x: Tensor) -> Tensor:
-    """The L2 norm over the last dimension, fp64.
-
-    CPUs take several times as long for fp64; of a length d the squares can be added up in fp32, unless they leave its
-    range: a gradient that vanishes in a deep Post-LN does.
-    """
-    if x.device.type != "cpu":
-        return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
-    lengths = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
-    if 1e-15 < float(lengths.amax()) < 1e18:
-        return lengths.double()
-    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pretrain.parallel.engine import Shard
 from pretrain.parallel.memory_order import memory_order
+from pretrain.parallel.norms import lengths
 
 AT_A_TIME = {"cpu": 2**18}
 """Elements of a chunk, about, by device: 1 MiB, which stays in a core's cache from one pass to the next."""
@@ -76,20 +77,8 @@ class Chunk:
 
     def squares(self, flat: Tensor) -> Tensor:
         """The sum of the squares in each row, in fp64: [rows]."""
-        squares = _lengths(flat.view(-1, BLOCK)).square_()
+        squares = lengths(flat.view(-1, BLOCK)).square_()
         return squares.new_zeros(len(self.rows)).index_add_(0, self._row_of_block, squares)
-
-
-def _lengths(blocks: Tensor) -> Tensor:
-    """The L2 norm of each block, fp64. CPUs take several times as long for fp64, and so short a sum loses no more than
-    3e-7 in fp32, unless its squares leave fp32's range."""
-    if blocks.device.type != "cpu":
-        return torch.linalg.vector_norm(blocks, dim=-1, dtype=torch.float64)
-    lengths = torch.linalg.vector_norm(blocks, dim=-1).double()
-    outside = ~((lengths > 1e-15) & (lengths < 1e18))
-    if outside.any():
-        lengths[outside] = torch.linalg.vector_norm(blocks[outside], dim=-1, dtype=torch.float64)
-    return lengths
 
 
 def chunks_of(shards: Sequence[Shard], row_of: Callable[[str], int]) -> list[Chunk]:

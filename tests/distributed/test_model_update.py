@@ -9,13 +9,7 @@ import torch
 from harness import lines, run_group, train
 
 torch.set_num_threads(1)
-LAYOUTS = {
-    "one": (1, {}),
-    "zero1_dp2": (2, {}),
-    "zero2_dp2": (2, {"parallel.zero_stage": 2}),
-    "zero3_dp2": (2, {"parallel.zero_stage": 3}),
-    "pp2": (2, {"parallel.pipeline_stages": 2}),
-    "pp2_dp2": (4, {"parallel.pipeline_stages": 2}),
+LAYOUTS = targets.LAYOUTS | {
     "pp2_pre_ln": (2, {"parallel.pipeline_stages": 2, "model.block": {"kind": "pre_ln"}}),
 }
 

@@ -29,14 +29,6 @@ LAYOUTS = {
 }
 BRANCHES = ("self_attention", "cross_attention", "ffn")
 OF_PARAMETERS = {"gradient_norm", "weight_norm", "update_norm", "update_ratio", "adam_rms"}
-WITH_PLANTS = {
-    "one": (1, {}),
-    "zero1_dp2": (2, {}),
-    "zero2_dp2": (2, {"parallel.zero_stage": 2}),
-    "zero3_dp2": (2, {"parallel.zero_stage": 3}),
-    "pp2": (2, {"parallel.pipeline_stages": 2}),
-    "pp2_dp2": (4, {"parallel.pipeline_stages": 2}),
-}
 PLANTED = ("encoder.layers.1", "decoder.layers.0")
 ROWS = ("encoder.layers.0", "token_embedding")
 
@@ -193,7 +185,7 @@ def plants(tmp_path_factory):
 
     def get(layout):
         if layout not in done:
-            processes, changes = WITH_PLANTS[layout]
+            processes, changes = targets.LAYOUTS[layout]
             changes = {"model.dropout": 0.0, "optimizer.clip_norm": 0.3, **changes}
             log = str(tmp_path_factory.mktemp("log"))
             done[layout] = run_group(targets.planted, processes, changes, log, targets.parameters, PLANTED, ROWS)
@@ -213,7 +205,7 @@ def belongs(group, row, planted):
     return row == int(index or 0) and group in {owner} | parts
 
 
-@pytest.mark.parametrize("layout", WITH_PLANTS)
+@pytest.mark.parametrize("layout", targets.LAYOUTS)
 @pytest.mark.parametrize("planted", ROWS)
 def test_gradients_scaled_tenfold_move_their_rows_alone(plants, layout, planted):
     for rank in plants(layout):
@@ -224,7 +216,7 @@ def test_gradients_scaled_tenfold_move_their_rows_alone(plants, layout, planted)
             assert found[group, row] == pytest.approx(factor * value, rel=1e-5), (group, row)
 
 
-@pytest.mark.parametrize("layout", WITH_PLANTS)
+@pytest.mark.parametrize("layout", targets.LAYOUTS)
 @pytest.mark.parametrize("planted", ROWS)
 def test_an_update_of_one_row_is_seen_there_alone(plants, layout, planted):
     """w -> 10 w has the norm 9 ||w|| and is nine times the weights; from then on they are ten times as large."""
@@ -239,7 +231,7 @@ def test_an_update_of_one_row_is_seen_there_alone(plants, layout, planted):
             assert moved["weight_norm"][group][row] == pytest.approx(10 * norm if own else norm, rel=1e-5)
 
 
-@pytest.mark.parametrize("layout", WITH_PLANTS)
+@pytest.mark.parametrize("layout", targets.LAYOUTS)
 @pytest.mark.parametrize("planted", PLANTED)
 def test_a_layer_scaled_tenfold_moves_its_norm_inputs_alone(plants, layout, planted):
     """alpha x + G(x) times ten enters the norms of that layer; LN takes the factor out again (but for eps)."""

@@ -11,10 +11,10 @@ import torch
 from pretrain.monitors import listening, parameter_chunks
 from pretrain.monitors.depth import FIRST, DepthSignals, gather
 from pretrain.monitors.listening import Pile
-from pretrain.monitors.norm_flow import lengths_of
 from pretrain.monitors.parameter_chunks import BLOCK, chunks_of
 from pretrain.monitors.signals import NOTHING, Part
 from pretrain.parallel.engine import Shard
+from pretrain.parallel.norms import lengths
 
 
 class Largest:
@@ -87,4 +87,4 @@ def test_chunks_hold_every_row_once(at_a_time, monkeypatch):
 def test_what_passes_a_norm_may_be_of_any_size(size):
     """A gradient of 1e-24 reaches the lowest layers of a deep Post-LN; its squares are 0 in fp32."""
     x = size * torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(lengths_of(x), x.double().norm(dim=-1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(lengths(x), x.double().norm(dim=-1), rtol=1e-6, atol=0)
