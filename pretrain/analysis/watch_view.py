@@ -27,7 +27,7 @@ EVENT_STYLES = {"alert": "yellow", "skip": "magenta", "rollback": "magenta", "si
 SHOWN = (
     ("loss", "loss"),
     ("val", "validation_loss"),
-    ("source use", "source_use"),
+    ("src", "source_use"),
     ("lr", "lr"),
     ("|g|", "grad_norm"),
 )

@@ -173,6 +173,13 @@ RULES: tuple[Rule, ...] = (
         cures.GAINS,
     ),
     Rule(
+        "source_use",
+        "source_use",
+        "the decoder predicts as well from another sample's source: it ignores its encoder, and the model is a "
+        "language model over its targets",
+        cures.SOURCE,
+    ),
+    Rule(
         "token_cosine",
         "token_cosine",
         "the tokens of a sample have become alike, and the layers above have little to work with",
@@ -190,13 +197,6 @@ RULES: tuple[Rule, ...] = (
         "effective_rank",
         "the outputs lie in so few directions",
         cures.SMOOTHING,
-    ),
-    Rule(
-        "source_use",
-        "source_use",
-        "the decoder predicts as well from another sample's source: it ignores its encoder, and the model is a "
-        "language model over its targets",
-        cures.SOURCE,
     ),
     Rule(
         "model_update_stuck",

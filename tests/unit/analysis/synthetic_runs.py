@@ -63,7 +63,7 @@ def write_run(folder: Path, steps: int = 20, every: int = 5, config: dict[str, A
     config = CONFIG if config is None else config
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     metrics = [metric(step) for step in range(1, steps + 1)]
-    write_lines(folder / "metrics.jsonl", [*metrics, {"step": steps, "validation_loss": 5.25}])
+    write_lines(folder / "metrics.jsonl", [*metrics, {"step": steps, "validation_loss": 5.25, "source_use": 1.25}])
     model = config["model"]
     sampled = sorted({1, *range(every, steps + 1, every)})
     layers = [

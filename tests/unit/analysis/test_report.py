@@ -72,6 +72,7 @@ def test_embedded_data(tmp_path: Path) -> None:
         "loss_mean": 6.95,
         "loss_mean_over": 20,
         "validation_loss": 5.25,
+        "source_use": 1.25,
         "unigram_entropy": 5.72,
         "parameters": 4_812_032,
         "tokens_per_second": 2950.0,

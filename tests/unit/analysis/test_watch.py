@@ -87,7 +87,7 @@ def test_once_on_a_terminal_of_80_by_24(tmp_path: Path) -> None:
     assert max(map(len, lines)) <= 80
     assert lines[0].startswith("demo  encoder-decoder · deepnorm")
     assert lines[0].endswith("max_steps reached")
-    assert lines[1] == "step 20/20  loss 6  val 5.25  lr 0.002  |g| 2  3,000 tokens/s"
+    assert lines[1] == "step 20/20  loss 6  val 5.25  src 1.25  lr 0.002  |g| 2  3,000 tokens/s"
     assert lines[2].startswith("alarm  attention_logit_max is 327 in decoder.self_attention")
     assert "LayerNorm input over layers, step 20" in done.stdout
     assert "10:09:00       20  end       max_steps reached" in done.stdout
