@@ -61,7 +61,7 @@ def run(action: Callable[[], int | None], speaks: bool = True) -> int:
         sys.stdout.flush()
         return done or EXIT_DONE
     except UserError as error:
-        problem, code = error, error.exit_code
+        problem, code, speaks = error, error.exit_code, speaks or error.of_this_rank
     except BrokenPipeError:  # `| head` has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for the flush at exit)
         return EXIT_DONE
