@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -56,6 +57,8 @@ def run(action: Callable[[], int | None], speaks: bool = True) -> int:
         speaks: whether to print that line; of many ranks, one should.
     """
     problem: Exception
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that has not all characters, as for stderr
     try:
         done = action()
         sys.stdout.flush()

@@ -145,7 +145,7 @@ def _check_mpi_agrees(environ: Mapping[str, str]) -> None:
 
 
 def _disagrees(environ: Mapping[str, str], variables: mpi.Variables) -> list[tuple[str, str]]:
-    """Pairs of variables, ours and mpirun's, that say different things of this process, outside of an inner launcher."""
+    """Pairs of variables, ours and mpirun's, that contradict each other where no inner launcher explains it."""
     if any(name in environ for name in INNER):
         return []
     pairs = (("RANK", variables.rank), ("WORLD_SIZE", variables.size))

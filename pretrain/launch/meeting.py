@@ -1,8 +1,8 @@
 """How the processes of a job find each other: rank 0 waits at a port that all know and tells where its store is.
 
-The store itself takes whatever port is free. So the known one is needed for a moment only, and where it was derived from
-the job's number and is in use, the next one is as good. Whoever answers there says first for which job, so that neither
-another program nor another job is taken for rank 0.
+The store itself takes whatever port is free. So the known one is needed for a moment only, and where it was derived
+from the job's number and is in use, the next one is as good. Who calls says for which job, so that neither another
+program nor another job is taken for rank 0.
 """
 
 from __future__ import annotations

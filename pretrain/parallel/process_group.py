@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import locale
 import logging
 import os
 import socket
@@ -64,8 +66,12 @@ def check_place(environment: RankEnvironment) -> None:
     """Look early at what `start` will need: a port for rank 0, and a GPU for each rank where there are any.
 
     Raises:
-        UserError: one is missing.
+        UserError: one is missing, or torch cannot run in this locale.
     """
+    if codecs.lookup(locale.getpreferredencoding(False)).name == "ascii":
+        raise UserError(
+            "this locale knows ASCII only, and torch's own files hold more; set LC_ALL=C.UTF-8 and unset PYTHONUTF8"
+        )
     if accelerator() == "cuda":
         with_device(environment, torch.cuda.device_count())
     if is_host(environment):
@@ -98,9 +104,7 @@ def start(environment: RankEnvironment, log: Path) -> None:
         timeout = deepspeed.constants.default_pg_timeout  # DEEPSPEED_TIMEOUT minutes
         if not place.hosted:
             store = meet(place, door, timeout)
-            dist.init_process_group(
-                backend, store=store, rank=place.rank, world_size=place.world_size, timeout=timeout
-            )
+            dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size, timeout=timeout)
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
@@ -125,7 +129,8 @@ def meet(place: RankEnvironment, door: socket.socket | None, timeout: timedelta)
     try:
         return dist.TCPStore(place.master_addr, port, place.world_size, False, timeout, wait_for_workers=False)
     except dist.DistError as error:
-        problem = RanksMissing(f"rank {place.rank} does not reach rank 0's store at {place.master_addr}:{port}: {error}")
+        at = f"{place.master_addr}:{port}"
+        problem = RanksMissing(f"rank {place.rank} does not reach rank 0's store at {at}: {error}")
         problem.of_this_rank = True
         raise problem from None
 
