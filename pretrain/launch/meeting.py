@@ -17,13 +17,13 @@ from contextlib import suppress
 from pretrain.errors import RanksMissing, UserError
 from pretrain.launch.place import RankEnvironment
 
-GREETING = "kilolayer"
-REQUEST_SECONDS = 5.0
-"""A rank that calls says at once who it is."""
-ANSWER_SECONDS = 20.0
-"""Rank 0 answers at once, unless its machine is very busy; who does not is somebody else."""
-STRANGER_SECONDS = 120.0
-"""After so long of strangers at every port, rank 0 cannot be there."""
+GREETING, THANKS = "kilolayer", "thanks\n"
+CALLER_SECONDS = 20.0
+"""Rank 0 waits so long for the words of one that has called."""
+ANSWER_SECONDS = (2.0, 20.0)
+"""Rank 0 answers at once, unless its machine is very busy: rounds wait twice as long each, up to the second."""
+STRANGER_SECONDS = 20.0
+"""Where others answer at every port for so long, rank 0 cannot be there."""
 REMARK_SECONDS = 60.0
 PAUSE = 0.2
 
@@ -83,23 +83,31 @@ def receive(door: socket.socket, place: RankEnvironment, store_port: int, patien
 def ask(place: RankEnvironment, patience: float, clock: Callable[[], float] = time.monotonic) -> int:
     """The port of rank 0's store.
 
+    Args:
+        patience: seconds until rank 0 must have been found.
+        clock: tells the seconds.
+
     Raises:
+        UserError: others listen at every port where rank 0 could.
         RanksMissing: rank 0 was not found.
     """
-    start = known = clock()
+    start = hoped = clock()
+    seconds, longest = ANSWER_SECONDS
     while True:
-        answers = [_ask_at(place, number) for number in place.ports]
+        answers = [_ask_at(place, number, seconds) for number in place.ports]
         for answer in answers:
             if isinstance(answer, int):
                 return answer
-        now = clock()
+        seconds, now = min(2 * seconds, longest), clock()
         if not all(isinstance(answer, Stranger) for answer in answers):
-            known = now  # rank 0 may still open its door at one of them
-        if now - start > patience or now - known > STRANGER_SECONDS:
-            error = RanksMissing(
-                f"rank {place.rank} does not find rank 0 at {place.master_addr}:{place.master_port} ({answers[0]}): "
-                "MASTER_ADDR must be rank 0's host, and the port open between the hosts"
-            )
+            hoped = now
+        lost = f"rank {place.rank} does not find rank 0 at {place.master_addr}:{place.master_port} ({answers[0]})"
+        error: UserError | None = None
+        if now - hoped > STRANGER_SECONDS:
+            error = UserError(f"{lost}: set another MASTER_PORT")
+        elif now - start > patience:
+            error = RanksMissing(f"{lost}: MASTER_ADDR must be rank 0's host, and the port open between the hosts")
+        if error is not None:
             error.of_this_rank = place.local_rank == 0 or place.rank == 1  # one line a host
             raise error
         time.sleep(PAUSE)
@@ -116,32 +124,32 @@ def _listen(number: int) -> socket.socket:
 
 
 def _answer(door: socket.socket, place: RankEnvironment, absent: set[int], store_port: int) -> set[int]:
-    """Let one visitor in; its rank, or nothing if it is a stranger."""
-    visitor, _ = door.accept()
-    with visitor:
-        visitor.settimeout(REQUEST_SECONDS)
-        words = _line(visitor).split()
+    """Let one caller in; its rank, or nothing if it is a stranger or has broken off."""
+    caller, _ = door.accept()
+    with caller:
+        caller.settimeout(CALLER_SECONDS)
+        said = _line(caller)
         for rank in absent:
-            if words == _request(place, rank).split():
-                visitor.sendall(f"{GREETING} {store_port}\n".encode())
-                return {rank}
+            if said == _request(place, rank):
+                caller.sendall(f"{GREETING} {store_port}\n".encode())
+                return {rank} if _line(caller) == THANKS else set()
     return set()
 
 
-def _ask_at(place: RankEnvironment, number: int) -> int | OSError | Stranger:
-    """The store's port; or why there is no answer from rank 0 at this port."""
+def _ask_at(place: RankEnvironment, number: int, seconds: float) -> int | OSError | Stranger:
+    """The store's port; or why there is no answer from rank 0 at this port within so many seconds."""
     try:
-        call = socket.create_connection((place.master_addr, number), timeout=ANSWER_SECONDS)
-    except OSError as error:
-        return error
-    try:
+        call = socket.create_connection((place.master_addr, number), timeout=seconds)
         with call:
             call.sendall(_request(place, place.rank).encode())
-            greeting, port = _line(call).split()
+            greeting, _, port = _line(call).partition(" ")
             if greeting == GREETING:
+                call.sendall(THANKS.encode())
                 return int(port)
-    except (OSError, ValueError):
+    except ConnectionResetError:  # by who has not read what was said
         pass
+    except OSError as error:
+        return error
     return Stranger("another program listens there")
 
 
