@@ -67,6 +67,11 @@ def run(args: argparse.Namespace, environment: RankEnvironment) -> int:
     return build.train(plan, environment, launcher, folder)
 
 
+def check_own_place() -> None:
+    """Raises UserError: the variables that say which rank this is are half set or contradict each other."""
+    rank_environment(os.environ)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Parse, find this process's rank, run. Only rank 0 says what is wrong."""
     first = speaks(os.environ)
@@ -75,6 +80,8 @@ def main(argv: list[str] | None = None) -> int:
     code = run_command(lambda: run(args, rank_environment(os.environ)), speaks=first)
     if code == EXIT_WRONG_INPUT and not first:
         time.sleep(PATIENCE)  # a launcher ends all ranks when one has ended: let rank 0 speak first
+        # None has: perhaps there is no rank 0. What is wrong with this rank's own variables, it says itself.
+        run_command(check_own_place)
     return code
 
 

@@ -138,9 +138,12 @@ def _check_mpi_agrees(environ: Mapping[str, str]) -> None:
     LOCAL_RANK may differ: it is 0 on every process where each sees a GPU of its own.
     """
     variables = mpi.variables(environ)
-    for ours, theirs in _disagrees(environ, variables) if variables else []:
+    if variables is None:
+        return
+    for ours, theirs in _disagrees(environ, variables):
         raise UserError(
-            f"{ours}={environ[ours]} but {theirs}={environ[theirs]}: unset {' '.join(PLACE)} to go by mpirun's numbers"
+            f"{ours}={environ[ours]} but {theirs}={environ.get(theirs, '')}: unset {' '.join(PLACE)} to go by mpirun's "
+            f"numbers, or {variables.rank} to go by the others"
         )
 
 

@@ -1,8 +1,10 @@
+import os
 import subprocess
 from contextlib import suppress
 
 import pytest
 
+from pretrain import train
 from pretrain.errors import UserError
 from pretrain.launch.environment import (
     RankEnvironment,
@@ -268,6 +270,17 @@ def test_half_told_mpi_places_are_one_line(environ, message):
 )
 def test_rank_0_speaks(environ, loud):
     assert speaks(environ) is loud
+
+
+def test_a_rank_that_nobody_ends_says_itself_what_is_wrong_with_its_variables(monkeypatch, capsys):
+    monkeypatch.setattr(train, "PATIENCE", 0.0)
+    for name, value in {**OPEN_MPI, **OWN, "RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert not speaks(os.environ), "process 0 of mpirun would; but this may be a shell that process 1 left behind"
+    assert train.main(["--recipe", "demo"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: RANK=0 but OMPI_COMM_WORLD_RANK=1: unset ")
+    assert said.count("\n") == 1
 
 
 def test_torchrun_listens_itself_where_it_says_so():
