@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -56,12 +57,14 @@ def run(action: Callable[[], int | None], speaks: bool = True) -> int:
         speaks: whether to print that line; of many ranks, one should.
     """
     problem: Exception
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that has not all characters, as for stderr
     try:
         done = action()
         sys.stdout.flush()
         return done or EXIT_DONE
     except UserError as error:
-        problem, code = error, error.exit_code
+        problem, code, speaks = error, error.exit_code, speaks or error.of_this_rank
     except BrokenPipeError:  # `| head` has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for the flush at exit)
         return EXIT_DONE

@@ -17,6 +17,8 @@ class UserError(Exception):
     """
 
     exit_code = EXIT_WRONG_INPUT
+    of_this_rank = False
+    """Whether the rank that met it says so itself, because rank 0 has not met it."""
 
 
 class ConfigError(UserError):
@@ -53,3 +55,15 @@ class Diverged(UserError):
     """The gradient stayed not finite, so that no step could be made."""
 
     exit_code = EXIT_CRASHED
+
+
+class RanksMissing(UserError):
+    """Processes of the job did not find each other."""
+
+    exit_code = EXIT_HANG
+
+
+class DeviceMissing(UserError):
+    """This machine has no device for a rank."""
+
+    of_this_rank = True

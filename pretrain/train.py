@@ -21,7 +21,7 @@ if not __package__:  # run as a script: import from this clone, and let pretrain
 from pretrain.command_line import Parser, leave
 from pretrain.command_line import run as run_command
 from pretrain.errors import EXIT_DONE, EXIT_WRONG_INPUT
-from pretrain.launch.environment import RankEnvironment, rank_environment
+from pretrain.launch.environment import RankEnvironment, rank_environment, speaks
 from pretrain.launch.parents import launcher_chain
 
 PATIENCE = 10.0
@@ -49,6 +49,7 @@ def run(args: argparse.Namespace, environment: RankEnvironment) -> int:
     from pretrain import build
     from pretrain.config.deepspeed import load_deepspeed_json
     from pretrain.config.load import load_experiment
+    from pretrain.parallel import process_group
 
     first = environment.rank == 0
     experiment = load_experiment(args.recipe, args.overrides, tiny=args.tiny)
@@ -60,19 +61,27 @@ def run(args: argparse.Namespace, environment: RankEnvironment) -> int:
         if first:
             print(text)
         return EXIT_DONE
+    process_group.check_place(environment)
     folder = build.RunFolder(Path(experiment.run_dir), writes=first)
     plan = build.plan(experiment, request, environment, quiet=not first, folder=folder)
     return build.train(plan, environment, launcher, folder)
 
 
+def check_own_place() -> None:
+    """Raises UserError: the variables that say which rank this is are half set or contradict each other."""
+    rank_environment(os.environ)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Parse, find this process's rank, run. Only rank 0 says what is wrong."""
-    first = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    first = speaks(os.environ)
     with contextlib.nullcontext() if first else contextlib.redirect_stderr(io.StringIO()):
         args = arguments(argv)
     code = run_command(lambda: run(args, rank_environment(os.environ)), speaks=first)
     if code == EXIT_WRONG_INPUT and not first:
         time.sleep(PATIENCE)  # a launcher ends all ranks when one has ended: let rank 0 speak first
+        # None has: perhaps there is no rank 0. What is wrong with this rank's own variables, it says itself.
+        run_command(check_own_place)
     return code
 
 

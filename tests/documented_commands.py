@@ -18,7 +18,9 @@ PROGRAMS = [
 ]
 RECIPES = sorted(ROOT.glob("pretrain/recipes/*.yaml"))
 PROGRAM = re.compile(r"(?:^|.*/)(pretrain/train\.py|tools/\w+\.py)$")
-START = re.compile(r"\s*(?:\w+=\S+ )*(?:\S*/)?(?:python|deepspeed|srun) .*?(?:pretrain/train|tools/\w+)\.py(?:\s|$)")
+START = re.compile(
+    r"\s*(?:\w+=\S+ )*(?:\S*/)?(?:python|deepspeed|srun|torchrun|mpirun) .*?(?:pretrain/train|tools/\w+)\.py(?:\s|$)"
+)
 
 
 @dataclass(frozen=True)

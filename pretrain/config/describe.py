@@ -130,7 +130,9 @@ recipe that `base:` names, the recipe itself (`--recipe NAME` or `--recipe FILE.
 layers gave to the previous kind. Unknown keys and wrong values end with one line and exit code 2.
 
 `base:` takes a recipe's name, or the path of a YAML file relative to the file that states it. A recipe's name is its
-file's name unless it states `name:`; a name is not inherited.
+file's name unless it states `name:`; a name is not inherited. What no name may hold becomes `-` there; a name that is
+cut to 200 characters, or held letters other than English ones, ends with a check sum, so that two files' runs stay
+apart.
 """
 
 

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from pretrain.config.messages import did_you_mean, validation_message
+from pretrain.config.paths import as_text, check_path, name_of
 from pretrain.config.schema import Experiment
 from pretrain.errors import ConfigError
 
@@ -68,10 +69,21 @@ def load_experiment(recipe: str, overrides: Sequence[str] = (), tiny: bool = Fal
     if tiny and not smalls:
         raise ConfigError(f"{path}: the recipe has no `{TINY}:` section; add one, or leave out --tiny")
     # A tiny run is another experiment: it must not go on in the folder of the full one.
-    data: Layer = {"name": f"{path.stem}-tiny" if tiny else path.stem}
+    data: Layer = {"name": name_of(path.stem, "-tiny" if tiny else "")}
     for layer in [default_kinds(), *layers, *(smalls if tiny else []), parse_overrides(overrides)]:
         data = merge(data, layer)
-    return build_experiment(data)
+    experiment = build_experiment(data)
+    check_paths(experiment)
+    return experiment
+
+
+def check_paths(experiment: Experiment) -> None:
+    """Raises ConfigError: the system cannot take one of the experiment's paths, wherever it leads."""
+    paths = {"run.dir": experiment.run_dir, "run.cache": str(Path(experiment.run.cache).expanduser())}
+    for key in ("train", "validation", "tokenizer"):
+        paths[f"data.{key}"] = getattr(experiment.data, key) or ""
+    for key, path in paths.items():
+        check_path(key, path)
 
 
 def to_yaml(experiment: Experiment) -> str:
@@ -92,6 +104,7 @@ def find_recipe(recipe: str, folder: Path | None = None) -> Path:
     """
     if recipe.endswith(SUFFIXES) or "/" in recipe:
         path = (folder or Path()) / Path(recipe).expanduser()
+        check_path("recipe file", str(path))
         if not path.is_file():
             what = "is a folder, not a recipe file" if path.is_dir() else "does not exist"
             raise ConfigError(f"recipe file {path} {what}; give a YAML file or one of: {', '.join(recipe_names())}")
@@ -160,7 +173,7 @@ def parse_overrides(overrides: Iterable[str]) -> Layer:
         ConfigError: an argument is not of that form or its value is not YAML.
     """
     arguments = []
-    for override in overrides:
+    for override in map(as_text, overrides):
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"override {override!r} has no '='; write key.path=value")
@@ -238,6 +251,8 @@ def _check_values(node: Any, where: str, path: str = "") -> None:
     elif isinstance(node, list):
         for item in node:
             _check_values(item, where, path)
+    elif isinstance(node, str) and re.search("[\ud800-\udfff]", node):
+        raise ConfigError(f"{where}: {path or 'a key'} = {node!r} holds half a character; write the whole one in UTF-8")
     elif isinstance(node, str) and "${" in node:
         raise ConfigError(
             f"{where}: {path or 'a key'} = {node!r}, but values are not interpolated; write out what is meant"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -52,8 +53,9 @@ def _problem_message(problem: Any, data: dict[str, Any]) -> str:
     field = _field_at(path, data)
     text = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
     allowed = f"allowed: {allowed_values(field).replace('`', '')}" if field else text[0].lower() + text[1:]
-    if problem["type"] == "string_pattern_mismatch":
-        allowed = f"should match {problem['ctx']['pattern']}"
+    if problem["type"] in ("string_pattern_mismatch", "string_too_long") and field and field.description:
+        text = re.sub(r"\s+", " ", field.description)  # in words: nobody should have to read the pattern
+        allowed = f"write the {text[0].lower() + text[1:].rstrip('.')}"
     return f"{name} = {shown(value)} is not valid; {allowed}"
 
 

@@ -16,6 +16,7 @@ import pretrain.objectives  # registers the objective kinds
 import pretrain.schedules  # noqa: F401  (registers the schedule kinds; F401 marks the last such import only)
 from pretrain.blocks.norms import BASE_EPS
 from pretrain.blocks.registry import BLOCKS
+from pretrain.config.paths import NAME, NAME_LENGTH
 from pretrain.objectives.registry import OBJECTIVES
 from pretrain.registry import Section
 from pretrain.schedules.registry import SCHEDULES
@@ -347,8 +348,8 @@ class WatchdogSection(Section):
 class Experiment(Section):
     """One experiment: all that decides its result."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "experiment"
-    """Name of the run; letters, digits, dot, dash, underscore."""
+    name: Annotated[str, Field(pattern=NAME, max_length=NAME_LENGTH)] = "experiment"
+    """Name of the run: letters of English, digits, dot, dash and underscore, a letter or digit first, at most 200."""
     run: RunSection = RunSection()
     model: ModelSection = Field(default_factory=ModelSection)
     objective: ObjectiveChoice = Field(default_factory=OBJECTIVES.config("span_denoising"))  # type: ignore[valid-type]

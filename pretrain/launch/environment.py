@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from pretrain.errors import UserError
+from pretrain.launch import mpi
+from pretrain.launch.place import LOOPBACK, RankEnvironment, integer, port
+from pretrain.launch.slurm_step import Runner, from_slurm
 
 REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-LOOPBACK = "127.0.0.1"
-PORTS = range(20000, 30000)  # below Linux's ephemeral ports, which start at 32768
-
-Runner = Callable[[Sequence[str]], str]
-"""Runs a command and returns what it printed; raises OSError or subprocess.SubprocessError."""
-
-
-@dataclass(frozen=True)
-class RankEnvironment:
-    """Place of one process in the job, and the address at which all processes meet."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
-    master_addr: str
-    master_port: int
-    """0 for a lone process: the system then chooses a free port."""
-    launcher: Literal["deepspeed", "slurm", "single"]
+PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+INNER = ("TORCHELASTIC_RUN_ID", "CROSS_SIZE")
+"""What torchrun and the DeepSpeed launcher add: they may run inside a task of mpirun, whose numbers are others then."""
 
 
 def run_command(command: Sequence[str]) -> str:
@@ -41,8 +25,8 @@ def free_port() -> int:
     """A port of this machine that nobody listens at now."""
     with socket.socket() as listener:
         listener.bind((LOOPBACK, 0))
-        port: int = listener.getsockname()[1]
-        return port
+        number: int = listener.getsockname()[1]
+        return number
 
 
 def resolves(host: str) -> bool:
@@ -58,9 +42,9 @@ def rank_environment(
 ) -> RankEnvironment:
     """Find the launcher of this process and what it said.
 
-    In this order: the variables of the DeepSpeed launcher (torchrun sets the same ones), those of a SLURM step
-    (`srun`), else one process. A plain `python` inside `salloc` or an sbatch script is one process: SLURM describes
-    the allocation there, but started no step.
+    In this order: the variables of the DeepSpeed launcher (torchrun sets the same ones), those of `mpirun`, which
+    starts its processes through SLURM where it can, those of a SLURM step (`srun`), else one process. A plain `python`
+    inside `salloc` or an sbatch script is one process: SLURM describes the allocation there, but started no step.
 
     Args:
         environ: the variables, usually os.environ. Nothing else is read but what `run` and `known` answer.
@@ -70,11 +54,25 @@ def rank_environment(
     Raises:
         UserError: a launcher's variables are half set or contradict each other, or `scontrol` does not answer.
     """
-    if any(name in environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
+    if any(name in environ for name in PLACE):
+        _check_mpi_agrees(environ)
         return _checked(_from_launcher(environ))
+    if variables := mpi.variables(environ):
+        return _checked(mpi.from_mpi(environ, variables))
     if "SLURM_STEP_ID" in environ and "SLURM_PROCID" in environ:
-        return _checked(_from_slurm(environ, run, known))
+        return _checked(from_slurm(environ, run, known))
     return RankEnvironment(0, 1, 0, 1, LOOPBACK, 0, "single")
+
+
+def speaks(environ: Mapping[str, str]) -> bool:
+    """Whether this process is the one that says what is wrong: rank 0, as far as the variables tell, however broken."""
+    variables = mpi.variables(environ)
+    if variables and _disagrees(environ, variables):
+        # Variables that an earlier job left are the same everywhere: the process whose rank they hit sees nothing.
+        zero_agrees = not _disagrees({**environ, variables.rank: "0"}, variables)
+        return environ[variables.rank] == ("1" if zero_agrees else "0")
+    names = ("RANK", *([variables.rank] if variables else []), "SLURM_PROCID")
+    return next((environ[name] for name in names if name in environ), "0").strip() == "0"
 
 
 def export(environment: RankEnvironment) -> dict[str, str]:
@@ -100,7 +98,7 @@ def process_threads(environment: RankEnvironment, environ: Mapping[str, str], co
     With `srun --cpus-per-task` every task may have a mask of its own, which must not be divided again.
     """
     if environment.launcher == "slurm" and "SLURM_CPUS_PER_TASK" in environ:
-        return max(1, min(cores, _integer(environ, "SLURM_CPUS_PER_TASK")))
+        return max(1, min(cores, integer(environ, "SLURM_CPUS_PER_TASK")))
     return threads_per_process(cores, environment.local_world_size)
 
 
@@ -110,94 +108,51 @@ def _from_launcher(environ: Mapping[str, str]) -> RankEnvironment:
         present = [name for name in REQUIRED if name in environ]
         raise UserError(
             f"{', '.join(present)} set but not {', '.join(missing)}: "
-            f"start through deepspeed or srun, or unset {' '.join(present)} to run one process"
+            f"start through deepspeed, torchrun, mpirun or srun, or unset {' '.join(present)} to run one process"
         )
-    world_size = _integer(environ, "WORLD_SIZE")
+    world_size = integer(environ, "WORLD_SIZE")
     return RankEnvironment(
-        rank=_integer(environ, "RANK"),
+        rank=integer(environ, "RANK"),
         world_size=world_size,
-        local_rank=_integer(environ, "LOCAL_RANK"),
+        local_rank=integer(environ, "LOCAL_RANK"),
         local_world_size=_launcher_local_size(environ, world_size),
         master_addr=environ["MASTER_ADDR"],
-        master_port=_integer(environ, "MASTER_PORT"),
+        master_port=port(environ, world_size),
         launcher="deepspeed",
+        hosted=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
     )
 
 
 def _launcher_local_size(environ: Mapping[str, str], world_size: int) -> int:
     # torchrun says LOCAL_WORLD_SIZE, the DeepSpeed launcher LOCAL_SIZE and CROSS_SIZE (the number of machines).
-    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", mpi.OPEN_MPI.local_size):
         if name in environ:
-            return _integer(environ, name)
-    machines = _integer(environ, "CROSS_SIZE") if "CROSS_SIZE" in environ else 1
+            return integer(environ, name)
+    machines = integer(environ, "CROSS_SIZE") if "CROSS_SIZE" in environ else 1
     return max(1, world_size // max(1, machines))
 
 
-def _from_slurm(environ: Mapping[str, str], run: Runner, known: Callable[[str], bool]) -> RankEnvironment:
-    # The step's own count comes first: in an interactive step SLURM_NTASKS still describes the allocation.
-    size_name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
-    missing = [name for name in (size_name, "SLURM_LOCALID", "SLURM_JOB_ID") if name not in environ]
-    if missing:
-        raise UserError(f"SLURM_PROCID set but not {', '.join(missing)}: start through srun, or unset SLURM_STEP_ID")
-    world_size = _integer(environ, size_name)
-    return RankEnvironment(
-        rank=_integer(environ, "SLURM_PROCID"),
-        world_size=world_size,
-        local_rank=_integer(environ, "SLURM_LOCALID"),
-        local_world_size=_slurm_local_size(environ, world_size),
-        master_addr=environ.get("MASTER_ADDR") or _slurm_first_host(environ, world_size, run, known),
-        master_port=_integer(environ, "MASTER_PORT") if "MASTER_PORT" in environ else _slurm_port(environ),
-        launcher="slurm",
-    )
+def _check_mpi_agrees(environ: Mapping[str, str]) -> None:
+    """Raises UserError: an earlier job's variables, or ours, are in mpirun's way.
 
-
-def _slurm_local_size(environ: Mapping[str, str], world_size: int) -> int:
-    """Tasks of this node, from a list like `2(x3),1` and the node's number in it."""
-    listed = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE")
-    if not listed:
-        return world_size
-    counts: list[int] = []
-    for part in listed.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
-        if match is None:
-            raise UserError(f"SLURM_STEP_TASKS_PER_NODE={listed} is no list of task counts: start through srun")
-        counts += [int(match[1])] * int(match[2] or 1)
-    node = _integer(environ, "SLURM_NODEID") if "SLURM_NODEID" in environ else 0
-    return counts[node] if node < len(counts) else counts[0]
-
-
-def _slurm_first_host(environ: Mapping[str, str], world_size: int, run: Runner, known: Callable[[str], bool]) -> str:
-    """Address of the node of rank 0: the first of the step's node list."""
-    if world_size == 1 or environ.get("SLURM_STEP_NUM_NODES", environ.get("SLURM_NNODES")) == "1":
-        return LOOPBACK
-    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST")
-    if not nodes:
-        raise UserError("SLURM_STEP_NODELIST is not set: start through srun, or set MASTER_ADDR to rank 0's host")
-    try:
-        host = run(["scontrol", "show", "hostnames", nodes]).split()[0]
-        if known(host):
-            return host
-        # A node's name need not be a host name (cloud nodes): SLURM knows the address then.
-        address = re.search(r"\bNodeAddr=(\S+)", run(["scontrol", "show", "node", host]))
-    except (OSError, subprocess.SubprocessError, IndexError) as error:
+    LOCAL_RANK may differ: it is 0 on every process where each sees a GPU of its own.
+    """
+    variables = mpi.variables(environ)
+    if variables is None:
+        return
+    for ours, theirs in _disagrees(environ, variables):
         raise UserError(
-            f"scontrol does not expand SLURM_STEP_NODELIST={nodes} ({type(error).__name__}): "
-            "set MASTER_ADDR to the host of rank 0"
-        ) from error
-    return address[1] if address else host
+            f"{ours}={environ[ours]} but {theirs}={environ.get(theirs, '')}: unset {' '.join(PLACE)} to go by mpirun's "
+            f"numbers, or {variables.rank} to go by the others"
+        )
 
 
-def _slurm_port(environ: Mapping[str, str]) -> int:
-    # Jobs that share a node differ in job id, steps of one job in step id; 7 keeps neighbours of both kinds apart.
-    number = _integer(environ, "SLURM_JOB_ID") + 7 * _integer(environ, "SLURM_STEP_ID")
-    return PORTS[number % len(PORTS)]
-
-
-def _integer(environ: Mapping[str, str], name: str) -> int:
-    text = environ[name].strip()
-    if not text.isdecimal():
-        raise UserError(f"{name}={environ[name]!r} is no whole number: start through deepspeed or srun, or unset it")
-    return int(text)
+def _disagrees(environ: Mapping[str, str], variables: mpi.Variables) -> list[tuple[str, str]]:
+    """Pairs of variables, ours and mpirun's, that contradict each other where no inner launcher explains it."""
+    if any(name in environ for name in INNER):
+        return []
+    pairs = (("RANK", variables.rank), ("WORLD_SIZE", variables.size))
+    return [(ours, theirs) for ours, theirs in pairs if ours in environ and environ[ours] != environ.get(theirs)]
 
 
 def _checked(environment: RankEnvironment) -> RankEnvironment:

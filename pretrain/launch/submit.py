@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 from pretrain.command_line import Parser, natural, positive, run
@@ -17,7 +18,8 @@ from pretrain.config.checks import check
 from pretrain.config.deepspeed import deepspeed_config, load_deepspeed_json
 from pretrain.config.load import load_experiment
 from pretrain.errors import UserError
-from pretrain.launch.environment import REQUIRED
+from pretrain.launch.environment import INNER, REQUIRED
+from pretrain.launch.mpi import MPICH, OPEN_MPI
 from pretrain.launch.script import Job, limit_seconds, render
 from pretrain.state.reader import Checkpoint, has_checkpoint, resolve_checkpoint
 
@@ -27,7 +29,7 @@ EXAMPLE = """example:
 A job that is told to stop (time limit, preemption) saves, is put back into the queue and goes on by itself; so does
 one that hung or lost a rank, as long as restarts bring newer checkpoints.
 --dry-run prints the script, to be kept, edited and given to sbatch by hand."""
-LAUNCHER_VARIABLES = {*REQUIRED, "LOCAL_WORLD_SIZE", "LOCAL_SIZE"}
+LAUNCHER_VARIABLES = {*REQUIRED, "LOCAL_WORLD_SIZE", "LOCAL_SIZE", *INNER, *astuple(OPEN_MPI), *astuple(MPICH)}
 SECRET = re.compile(
     r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)(_|$)", re.IGNORECASE
 )

@@ -1,10 +1,14 @@
 """rank_environment in real SLURM steps."""
 
 import json
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from pretrain.launch.script import REPOSITORY
 
 from .cluster import Cluster
 
@@ -27,6 +31,31 @@ def test_two_tasks_of_one_node_have_local_ranks(cluster: Cluster):
     printed = cluster.run("srun", "--nodes=1", "--ntasks=2", "--ntasks-per-node=2", sys.executable, SCRIPT)
     tasks = sorted((json.loads(line) for line in printed.splitlines()), key=lambda task: task["rank"])
     assert [(task["local_rank"], task["local_world_size"], task["total"]) for task in tasks] == [(0, 2, 3), (1, 2, 3)]
+
+
+def test_steps_whose_ports_are_in_use_take_others(cluster: Cluster):
+    printed = cluster.run("srun", "--nodes=2", "--ntasks-per-node=1", sys.executable, SCRIPT, "2")
+    assert [json.loads(line)["total"] for line in printed.splitlines()] == [3, 3]
+
+
+def test_a_stated_port_in_use_is_one_line_of_rank_0(cluster: Cluster):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        trainer = ["pretrain/train.py", "--recipe", "demo", "parallel.pipeline_stages=1"]
+        done = subprocess.run(
+            ["srun", "--nodes=1", "--ntasks=2", "--kill-on-bad-exit=1", sys.executable, *trainer],
+            env=cluster.environ | {"MASTER_PORT": str(port)},
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    said = [line for line in done.stderr.splitlines() if not line.startswith(("srun: ", "slurmstepd"))]
+    assert "task 0: Exited with exit code 2" in done.stderr
+    assert len(said) == 1, done.stderr
+    assert said[0].startswith(f"error: MASTER_PORT={port} is in use on "), said
+    assert "unset it, so that a free one is chosen" in said[0]
 
 
 def test_plain_python_in_a_batch_script_is_one_process(cluster: Cluster, tmp_path: Path):

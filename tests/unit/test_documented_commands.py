@@ -82,7 +82,7 @@ def processes(command: Command, arguments: argparse.Namespace, stages: int) -> i
         return arguments.processes or stages
     if command.program == "tools/plan.py":  # chooses its own stages
         return stages
-    said = re.search(r"(?:--num_gpus|-n)[ =](\d+)", " ".join(command.launcher))
+    said = re.search(r"(?:--num_gpus|--nproc_per_node|-n)[ =](\d+)", " ".join(command.launcher))
     said = said or re.search(r"(\d+) GPUs", command.remark)
     if said:
         return int(said[1])

@@ -159,6 +159,7 @@ def test_secrets_and_this_shells_place_stay_here():
     }
     secrets = {"HF_TOKEN": "x", "WANDB_API_KEY": "x", "AWS_SECRET_ACCESS_KEY": "x", "DB_PASSWORD": "x"}
     place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}
+    place |= {"OMPI_COMM_WORLD_RANK": "1", "PMI_SIZE": "2", "PMIX_NAMESPACE": "7", "TORCHELASTIC_RUN_ID": "x"}
     assert submission_environment({**environ, **secrets, **place}) == (environ, sorted(secrets))
 
 
