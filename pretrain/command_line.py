@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -72,6 +73,12 @@ def run(action: Callable[[], int | None], speaks: bool = True) -> int:
     if speaks:
         print(f"error: {problem}", file=sys.stderr, flush=True)
     return code
+
+
+def say(line: str) -> None:
+    """A line on standard error. Where that is a closed terminal, or a file on a full disk, nothing is said."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def leave(code: int) -> NoReturn:

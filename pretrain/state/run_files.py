@@ -43,7 +43,7 @@ def read_summary(run: Path) -> dict[str, Any]:
         return {}
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         summary = None
     if not isinstance(summary, dict):
         raise CheckpointError(f"{path}: is not a JSON object; remove it, the next training session writes it again")
@@ -61,7 +61,7 @@ def as_record(line: bytes) -> dict[str, Any] | None:
     """The object on a line of a .jsonl log; None if there is none."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 

@@ -32,6 +32,7 @@ def test_exit_codes():
         "SIGTERM": 75,
         "ORPHANED": 76,
         "UNSTABLE": 78,
+        "FOLDER_LOST": 2,
     }
 
 
