@@ -186,14 +186,14 @@ class TestCut:
         (tmp_path / name).write_text(text)
 
     def test_what_lies_beyond_the_step_goes(self, folder, tmp_path):
-        steps = [1, 2, 4, 4, 5, 6]
+        steps = [1, 2, 4, 5, 6]
         for name in (METRICS, LAYERS):
             self.write(tmp_path, "".join(f'{{"step": {step}, "x": {step}.5}}\n' for step in steps), name)
         folder.cut_logs(4)
         for name in (METRICS, LAYERS):
-            assert lines(tmp_path / name) == [{"step": step, "x": step + 0.5} for step in (1, 2, 4, 4)]
+            assert lines(tmp_path / name) == [{"step": step, "x": step + 0.5} for step in (1, 2, 4)]
         folder.append(METRICS, {"step": 5})
-        assert [line["step"] for line in lines(tmp_path / METRICS)] == [1, 2, 4, 4, 5]
+        assert [line["step"] for line in lines(tmp_path / METRICS)] == [1, 2, 4, 5]
 
     @pytest.mark.parametrize(
         "half", ['{"step": 3, "lo', '{"step": 3', "{", '{"step": 3, "x": [1, 2', '{"step": 3, "x": "ü']
