@@ -47,7 +47,7 @@ from pretrain.resilience.watchdog import Watchdog
 from pretrain.schedules.registry import SCHEDULES
 from pretrain.state.manifest import Manifest
 from pretrain.state.reader import Checkpoint, has_checkpoint, list_checkpoints, resolve_checkpoint, step_folder
-from pretrain.state.run_files import CHECKPOINTS, CONFIG, DEEPSPEED, TOKENIZER, read_summary, tells_of_saves
+from pretrain.state.run_files import CHECKPOINTS, CONFIG, DEEPSPEED, LOGS, TOKENIZER, read_summary, tells_of_saves
 from pretrain.state.writer import put_back
 from pretrain.training.callback import Callback
 from pretrain.training.canary import canary
@@ -236,7 +236,7 @@ def train(plan: Plan, environment: RankEnvironment, launcher: LauncherChain, fol
         folder: the run's.
     """
     folder.acquire()
-    log = folder.path / "logs" / f"rank_{environment.rank}.log"
+    log = folder.path / LOGS / f"rank_{environment.rank}.log"
     signals = SignalStop()
     process_group.start(environment, log)
     try:

@@ -8,13 +8,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pretrain.monitors.summaries import StepScalars
+from pretrain.state.run_files import TENSORBOARD
 from pretrain.training.callback import Callback
 from pretrain.training.loop import StepReport, Trainer
 
 if TYPE_CHECKING:
     from pretrain.state.reader import Checkpoint
 
-FOLDER = "tensorboard"
 VERSION = "brain.Event:2"
 
 
@@ -39,7 +39,7 @@ class TensorBoard(Callback):
 
         self._files += 1
         stamp = f"{time.time():.0f}.{os.uname().nodename}.{os.getpid()}.{self._files}"
-        self.name = f"{FOLDER}/events.out.tfevents.{stamp}"
+        self.name = f"{TENSORBOARD}/events.out.tfevents.{stamp}"
         self._add(trainer, file_version=VERSION)
         # Purge what an earlier session logged beyond the checkpoint that this one resumes from.
         self._add(trainer, step=trainer.progress.step + 1, session_log=SessionLog(status=SessionLog.START))

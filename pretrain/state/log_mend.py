@@ -20,11 +20,11 @@ SHOWN = 3
 """Holes that are told one by one."""
 
 
+@dataclass
 class Steps:
     """Steps in rising order, as few ranges (first, last, distance)."""
 
-    def __init__(self, ranges: Iterable[tuple[int, int, int]] = ()):
-        self.ranges = list(ranges)
+    ranges: list[tuple[int, int, int]] = field(default_factory=list)
 
     def add(self, step: int) -> None:
         """A step that is not below the last one."""
@@ -63,7 +63,7 @@ def steps_from_json(value: Any) -> dict[str, Steps]:
             for entry in ranges
         )
         if whole and all(0 <= first <= last and distance > 0 for first, last, distance in ranges):
-            found[kind] = Steps((first, last, distance) for first, last, distance in ranges)
+            found[kind] = Steps([(first, last, distance) for first, last, distance in ranges])
     return found
 
 

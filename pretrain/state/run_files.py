@@ -20,6 +20,8 @@ METRICS, LAYERS, EVENTS = "metrics.jsonl", "layers.jsonl", "events.jsonl"
 CHECKPOINTS = "checkpoints"
 ASIDE = "aside"
 """The state in which a run was stopped, in doubt: for a look, never resumed from."""
+LOGS, TENSORBOARD = "logs", "tensorboard"
+FOLDERS = (CHECKPOINTS, ASIDE, LOGS, TENSORBOARD)
 
 
 def check_run(path: Path, also: str = "") -> None:

@@ -102,6 +102,9 @@ class RunFolder:
         """Raises OSError: a session that began here could not even write its logs."""
         if not self.writes:
             return
+        for path in (self.path / name for name in (*CUT, EVENTS)):
+            if path.exists():
+                os.close(os.open(path, os.O_RDWR | os.O_APPEND))
         probe = self.path / ".room"
         with naming(self.path):
             handle = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)

@@ -1,4 +1,4 @@
-"""A disk that is full when a session begins, or gets full while it trains: one line, nothing half, the same run after."""
+"""A disk that is full when a session begins, or gets full meanwhile: one line, nothing half, and the same run after."""
 
 from __future__ import annotations
 

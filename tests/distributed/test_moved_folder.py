@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 from harness import Group, lines, losses, train, train_main
