@@ -351,7 +351,7 @@ def callbacks(plan: Plan, texts: dict[str, bytes]) -> list[Callback]:
     saves = Checkpoints(layout(plan), texts)
     if monitors.interval:
         depth = DepthSignals(every_signal(plan.experiment, plan.spec), probe(plan))
-        verdicts = Verdicts(depth, metrics)
+        verdicts = Verdicts(depth, metrics, evaluation)
         chosen += [depth, verdicts]
     chosen.append(Policy(plan.experiment.policy, saves, verdicts))
     if collectives.is_first():

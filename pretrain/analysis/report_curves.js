@@ -14,6 +14,13 @@ const CURVES = [
       ["validation_loss", "validation", null, true],
     ],
   },
+  {
+    title: "Source use",
+    unit: "nats per token",
+    zero: true,
+    log: false,
+    series: [["source_use", "loss with exchanged sources, minus validation loss", null, true]],
+  },
   { title: "Learning rate", unit: "", zero: true, log: false, series: [["lr", "learning rate"]] },
   {
     title: "Gradient norm",

@@ -136,6 +136,7 @@ def figures(run: RecordedRun) -> dict[str, float | str | None]:
         "loss_mean": short(float(loss.values[-20:].mean())) if loss else None,
         "loss_mean_over": min(20, len(loss.values)) if loss else None,
         "validation_loss": _summary(run, "validation_loss", _last(run, "validation_loss")),
+        "source_use": _summary(run, "source_use", _last(run, "source_use")),
         "unigram_entropy": _summary(run, "unigram_entropy"),
         "parameters": _summary(run, "parameters", digits=12),
         "tokens_per_second": _summary(run, "tokens_per_second", _median(run, "tokens_per_second")),

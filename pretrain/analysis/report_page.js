@@ -62,6 +62,8 @@ function tiles({ figures: f }) {
       ),
     );
   }
+  if (f.source_use !== null)
+    found.push(tile("Source use", [formatNumber(f.source_use, 3), "nats"], "what exchanged sources cost"));
   if (f.parameters !== null)
     found.push(tile("Parameters", formatCompact(f.parameters), formatInteger(f.parameters)));
   if (f.tokens_per_second !== null) {
@@ -103,6 +105,7 @@ const FIGURES = [
   ["Steps", (f) => formatInteger(f.step)],
   ["Final loss", (f) => formatNumber(f.loss)],
   ["Validation loss", (f) => formatNumber(f.validation_loss)],
+  ["Source use", (f) => (f.source_use === null ? "–" : formatNumber(f.source_use, 3))],
   ["Unigram entropy", (f) => formatNumber(f.unigram_entropy)],
   ["Parameters", (f) => (f.parameters === null ? "–" : formatCompact(f.parameters).join(" "))],
   ["Tokens/s", (f) => (f.tokens_per_second === null ? "–" : formatCompact(f.tokens_per_second).join(" "))],

@@ -57,6 +57,8 @@ class Curve:
     bound: np.ndarray
     """The heuristic bound on `update`."""
     loss: np.ndarray
+    source_use: float = math.nan
+    """At the last of these steps that was evaluated: nats a token that exchanged sources cost; NaN without any."""
 
     @property
     def steps(self) -> np.ndarray:
@@ -88,6 +90,7 @@ class Study:
             f"schedule.warmup_steps={WARMUP if setting.warmup else 0}",
             f"train.max_steps={max(WARMUP, self.steps)}",
             f"train.stop_at_step={self.steps}",
+            f"evaluation.interval={self.steps}",
             f"name={setting.name}_{depth}",
         )
         folder = self.folder / "runs" / f"{setting.name}_{depth}"
@@ -135,7 +138,12 @@ def curve_of(run: RecordedRun, steps: int) -> Curve | None:
         values[logged_at[inside] - 1] = logged[inside]
         return values
 
-    return Curve(column("model_update"), column("model_update_step"), column("model_update_bound"), column("loss"))
+    names = ("model_update", "model_update_step", "model_update_bound", "loss")
+    evaluated = run.metrics.get("source_use")
+    use = math.nan
+    if evaluated is not None and (inside := evaluated.values[evaluated.steps <= steps]).size:
+        use = float(inside[-1])
+    return Curve(*(column(name) for name in names), use)
 
 
 def every_curve(curves: Curves) -> Iterator[tuple[Setting, int, Curve]]:
@@ -166,13 +174,13 @@ def write_csv(path: Path, curves: Curves) -> None:
 
 
 def table(curves: Curves) -> tuple[list[str], list[list[str]]]:
-    """(head, rows): the update after some steps, and the loss over the last tenth of the steps."""
+    """(head, rows): the update after some steps, the loss over the last tenth of the steps, and the source use."""
     steps = shown_steps(curves)
-    head = ["design", "layers", *[f"after {step}" for step in steps], "loss at the end"]
+    head = ["design", "layers", *[f"after {step}" for step in steps], "loss at the end", "source use"]
     rows = []
     for setting, depth, curve in every_curve(curves):
         figures = [f"{curve.at(step):.3g}" for step in steps]
-        rows.append([setting.title, f"{depth}+{depth}", *figures, f"{late_loss(curve):.3f}"])
+        rows.append([setting.title, f"{depth}+{depth}", *figures, f"{late_loss(curve):.3f}", f"{curve.source_use:.2g}"])
     return head, rows
 
 

@@ -24,6 +24,14 @@ from pretrain.analysis.watch_run import WatchedRun
 STYLES = ("cyan", "yellow", "green", "magenta")
 LEVEL_STYLES = {"alarm": "bold red", "watch": "bold yellow", "ok": "green"}
 EVENT_STYLES = {"alert": "yellow", "skip": "magenta", "rollback": "magenta", "signal": "red"}
+SHOWN = (
+    ("loss", "loss"),
+    ("val", "validation_loss"),
+    ("source use", "source_use"),
+    ("lr", "lr"),
+    ("|g|", "grad_norm"),
+)
+"""Label and key of the figures in the head."""
 LEAST_EVENTS, MOST_EVENTS = 3, 12
 QUIET_STEPS = 10
 """Steps' worth of silence after which it is said how long a run has been silent."""
@@ -112,7 +120,7 @@ def _status(run: WatchedRun) -> tuple[str, str]:
 def _figures(run: WatchedRun, width: int) -> Text:
     goal = _goal(run)
     parts = [Text(f"step {run.last_step:,}" + ("" if goal is None else f"/{goal:,}"))]
-    for label, key in (("loss", "loss"), ("val", "validation_loss"), ("lr", "lr"), ("|g|", "grad_norm")):
+    for label, key in SHOWN:
         value = run.newest(key)
         if value is not None:
             parts.append(Text(f"{label} {short(value)}", style="" if math.isfinite(value) else "bold red"))

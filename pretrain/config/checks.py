@@ -249,10 +249,16 @@ TRIGGERS = ("spike", "not_finite", "alarm")
 
 
 def thresholds_rise(experiment: Experiment, machine: Machine) -> None:
-    for key, field in VerdictsSection.model_fields.items():
-        (watch, alarm), (least, most) = getattr(experiment.verdicts, key), field.default
-        if (watch - alarm) * (least - most) < 0:
-            order = "above" if least > most else "below"
+    for key in VerdictsSection.model_fields:
+        watch, alarm = getattr(experiment.verdicts, key)
+        falls = VerdictsSection.worse_below(key)
+        if watch is None and alarm is not None:
+            raise ConfigError(
+                f"verdicts.{key} = [null, {alarm:g}] has an alarm without a watch; state the pair [watch, alarm], "
+                f"such as [{alarm:g}, {alarm:g}], or [null, null] for neither"
+            )
+        if alarm is not None and (alarm > watch if falls else alarm < watch):
+            order = "above" if falls else "below"
             raise ConfigError(
                 f"verdicts.{key} = [{watch:g}, {alarm:g}] would say alarm before watch; state the pair [watch, alarm] "
                 f"with watch {order} alarm"

@@ -25,7 +25,11 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
-Thresholds = tuple[float, float]
+Bounds = tuple[float | None, float | None]
+"""[watch, alarm] of a figure that gets worse as it grows; null: never."""
+LOW = "low"
+LowBounds = Annotated[Bounds, LOW]
+"""The same of a figure that gets worse as it falls."""
 Actions = tuple[Literal["scale_rate", "rollback", "stop"], ...]
 
 BlockChoice = BLOCKS.config_union()
@@ -223,48 +227,56 @@ class MonitorsSection(Section):
 
 
 class VerdictsSection(Section):
-    """From where on a signal is worth a look (watch) or tells of a run in trouble (alarm), each a pair [watch, alarm];
-    judged with every sample of the depth signals."""
+    """From where on a signal is worth a look (watch) or tells of a run in trouble (alarm), each a pair [watch, alarm],
+    null for never; judged with every sample of the depth signals."""
 
-    attention_logit_max: Thresholds = (50.0, 100.0)
+    attention_logit_max: Bounds = (50.0, 100.0)
     """Largest |logit|; beyond about 100 softmax is one-hot (ViT-22B; QK-Clip clips at 100)."""
-    attention_logits_above_100: Thresholds = (0.0, 0.001)
+    attention_logits_above_100: Bounds = (0.0, 0.001)
     """Share of the logits beyond 100."""
-    attention_entropy_mean: Thresholds = (0.1, 0.02)
+    attention_entropy_mean: LowBounds = (0.1, 0.02)
     """Entropy / log(visible keys), mean over a layer's heads, below which attention is one-hot. Alone it proves
     nothing: an alarm needs logits above their watch as well."""
-    norm_input_growth: Thresholds = (10.0, 100.0)
+    norm_input_growth: Bounds = (10.0, 100.0)
     """Growth of a norm's input since step 1; its gradient falls as the inverse (DeepNet). The bounds are a guess."""
-    norm_input_gradient: Thresholds = (1e-3, 1e-6)
+    norm_input_gradient: LowBounds = (1e-3, 1e-6)
     """The gradient through a norm against the median over the layers of its stack. The bounds are a guess."""
-    gradient_norm_jump: Thresholds = (10.0, 100.0)
+    gradient_norm_jump: Bounds = (10.0, 100.0)
     """A layer's gradient norm against the median of its last samples; a spike, first of the embedding, comes a few
     steps before a collapse (GLM-130B). The bounds are a guess."""
-    gradient_norm_zero: Thresholds = (1.0, 3.0)
+    gradient_norm_zero: Bounds = (1.0, 3.0)
     """Samples in a row in which no gradient reached a layer."""
-    update_ratio: Thresholds = (0.1, 1.0)
+    update_ratio: Bounds = (0.1, 1.0)
     """A step's change against the size of the weights; about 0.001 is usual. The bounds are a guess."""
-    adam_rms: Thresholds = (2.3, 10.0)
+    adam_rms: Bounds = (2.3, 10.0)
     """sqrt(mean(g^2 / v)); from 2.3 on Wortsman et al. 2023 speak of a spike, which the loss follows."""
-    qk_norm_gain_max: Thresholds = (4.0, 8.0)
+    qk_norm_gain_max: Bounds = (4.0, 8.0)
     """Largest gain of a QK-norm; sqrt(d_h) gain^2 bounds the logits: 128 and 512 at d_h = 64."""
-    token_cosine: Thresholds = (0.99, 1.0)
-    """Mean cosine of two tokens of a sample, near 1 where they have become alike (Bamboo). No alarm unless another
-    bound is set: young models that learn well pass through it. The bounds are a guess."""
-    high_frequency_ratio: Thresholds = (0.1, 0.0)
+    token_cosine: Bounds = (0.99, None)
+    """Mean cosine of two tokens of a sample, near 1 where they have become alike (Bamboo). No alarm by default: young
+    models that learn well pass through it. The bound is a guess."""
+    high_frequency_ratio: LowBounds = (0.1, None)
     """Share of a layer's output in which tokens differ; about sqrt(1 - token_cosine)."""
-    effective_rank: Thresholds = (2.0, 1.2)
+    effective_rank: LowBounds = (2.0, 1.2)
     """Directions in which a layer's outputs lie; 1 is one. The bounds are a guess."""
-    model_update_stuck: Thresholds = (0.8, 0.95)
+    source_use: LowBounds = (0.05, None)
+    """Nats a token by which the validation loss rises when samples exchange their sources; near zero the decoder
+    ignores its encoder. Judged at evaluations after the warm-up. The bound is a guess."""
+    model_update_stuck: Bounds = (0.8, 0.95)
     """Share of the model's whole update that was made in the first 10 steps, where it has hardly moved for 20 steps
     since: how Post-LN fails without warm-up (DeepNet). The bounds are a guess."""
-    spike_score: Thresholds = (6.0, 12.0)
+    spike_score: Bounds = (6.0, 12.0)
     """Robust deviations of the loss above its last values; 6 is where OLMo-core throws a step away."""
-    skipped_steps: Thresholds = (0.0, 5.0)
+    skipped_steps: Bounds = (0.0, 5.0)
     """Batches of the last 100 steps that were thrown away, for whatever reason. The bounds are a guess."""
-    nonfinite_steps: Thresholds = (0.0, 2.0)
+    nonfinite_steps: Bounds = (0.0, 2.0)
     """Of these, the ones whose loss or gradient was not finite; overflows of fp16's dynamic loss scale are not counted.
     The bounds are a guess."""
+
+    @classmethod
+    def worse_below(cls, signal: str) -> bool:
+        """Whether a signal gets worse as its figure falls."""
+        return LOW in cls.model_fields[signal].metadata
 
 
 class PolicySection(Section):

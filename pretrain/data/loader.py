@@ -13,6 +13,7 @@ from pretrain.data.fingerprint import differences
 from pretrain.data.samples import Samples
 from pretrain.errors import DataError
 from pretrain.objectives.cross_entropy import IGNORE_INDEX
+from pretrain.objectives.exchange import with_source_of
 
 Batch = dict[str, torch.Tensor]
 Range = tuple[int, int]
@@ -142,7 +143,9 @@ class BatchLoader:
         return [collate(self.samples, indices[i : i + size]) for i in range(0, len(indices), size)]
 
 
-def validation_batches(samples: Samples, count: int, micro_batch_size: int, rank: int, size: int) -> list[Batch]:
+def validation_batches(
+    samples: Samples, count: int, micro_batch_size: int, rank: int, size: int, exchange_sources: bool = False
+) -> list[Batch]:
     """The fixed validation batches of one data-parallel rank: equally many on every rank.
 
     Rows beyond the last sample repeat sample 0 with all labels -100, so they weigh nothing.
@@ -153,6 +156,8 @@ def validation_batches(samples: Samples, count: int, micro_batch_size: int, rank
         micro_batch_size: B, rows of every batch.
         rank: data-parallel rank.
         size: data-parallel ranks.
+        exchange_sources: each sample reads the source of the one that lies half of all samples further on: neighbours
+            may be of one document. See `objectives.exchange`.
     """
     count = min(count, len(samples))
     batches = -(-count // (micro_batch_size * size))
@@ -160,15 +165,22 @@ def validation_batches(samples: Samples, count: int, micro_batch_size: int, rank
     result = []
     for start in range(first, first + batches * micro_batch_size, micro_batch_size):
         rows = range(start, start + micro_batch_size)
-        batch = collate(samples, [row if row < count else 0 for row in rows])
+        used = [row if row < count else 0 for row in rows]
+        batch = collate(samples, used, [(row + count // 2) % count for row in used] if exchange_sources else None)
         batch["labels"][[row >= count for row in rows]] = IGNORE_INDEX
         result.append(batch)
     return result
 
 
-def collate(samples: Samples, indices: Sequence[int]) -> Batch:
-    """The samples of these global indices as int64 tensors [B, ...], with `sample_key` [B]."""
+def collate(samples: Samples, indices: Sequence[int], sources: Sequence[int] | None = None) -> Batch:
+    """The samples of these global indices as int64 tensors [B, ...], with `sample_key` [B].
+
+    Args:
+        sources: the samples whose sources they read; default: their own.
+    """
     rows = [samples[index] for index in indices]
+    if sources is not None:
+        rows = [with_source_of(row, samples[source]) for row, source in zip(rows, sources, strict=True)]
     batch = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
     batch["sample_key"] = torch.tensor([samples.key(index) for index in indices], dtype=torch.int64)
     return batch

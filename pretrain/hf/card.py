@@ -26,6 +26,7 @@ FAMILIES = {
 }
 FIGURES = {
     "validation_loss": "validation loss (nats a token)",
+    "source_use": "source use (loss with exchanged sources, minus validation loss)",
     "unigram_entropy": "unigram entropy of the same targets",
     "loss": "training loss of the last step",
     "tokens": "tokens seen",

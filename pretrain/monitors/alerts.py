@@ -8,10 +8,12 @@ from typing import Any
 from pretrain.monitors.depth import DepthSignals
 from pretrain.monitors.metrics import Metrics
 from pretrain.monitors.verdict_history import MOVE, History, Profiles
+from pretrain.monitors.verdict_rules import RULES
 from pretrain.monitors.verdicts import NOT_FINITE, Level, Verdict, ranked, verdicts, worst_of
 from pretrain.parallel.engine import StepResult
 from pretrain.state.run_files import VERDICTS
 from pretrain.training.callback import Callback
+from pretrain.training.evaluation import Evaluation
 from pretrain.training.loop import StepReport, Trainer
 
 CALM = 3
@@ -20,6 +22,7 @@ STUCK_FROM = 0.5
 """Share of the peak rate below which it is natural for a model to stand still."""
 RECENT = 100
 """Steps over which batches that were thrown away are counted."""
+REPEATS = {rule.name: rule.repeats for rule in RULES if rule.repeats}
 
 
 class Verdicts(Callback):
@@ -28,10 +31,11 @@ class Verdicts(Callback):
     Args:
         depth: whose samples are judged; stands before this callback.
         metrics: whose spike score is judged at each step; stands before this callback.
+        evaluation: whose source use is judged after the warm-up; stands before this callback.
     """
 
-    def __init__(self, depth: DepthSignals, metrics: Metrics):
-        self.depth, self.metrics = depth, metrics
+    def __init__(self, depth: DepthSignals, metrics: Metrics, evaluation: Evaluation):
+        self.depth, self.metrics, self.evaluation = depth, metrics, evaluation
         self.history = History()
         self.step = 0
         """The last one that was judged."""
@@ -63,6 +67,10 @@ class Verdicts(Callback):
         score = self.metrics.latest.get("spike_score")
         if score is not None:
             profiles["spike_score"] = {"model": [score]}
+        schedule: Any = trainer.experiment.schedule
+        evaluated = self.evaluation.evaluated_step == report.step > schedule.warmup_steps
+        if evaluated and self.evaluation.source_use is not None:
+            profiles["source_use"] = {"model": [self.evaluation.source_use]}
         if self.sampled(report.step):
             profiles |= self.depth.latest[1]
         if report.lr < STUCK_FROM * trainer.experiment.optimizer.lr:
@@ -85,7 +93,9 @@ class Verdicts(Callback):
         levels = {verdict.signal: verdict.level for verdict in self.latest}
         self.step, self.latest = step, ranked((stays | judged).values())
         for verdict in judged.values():
-            if self._worse(verdict):
+            repeated = judged.get(REPEATS.get(verdict.signal, ""))
+            said = repeated is not None and repeated.level >= verdict.level
+            if self._worse(verdict) and not said:
                 told = verdict.to_json()
                 trainer.folder.event("alert", step, reason=told.pop("sentence"), **told)
         if self.sampled(step) or levels != {verdict.signal: verdict.level for verdict in self.latest}:

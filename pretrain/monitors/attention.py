@@ -114,8 +114,8 @@ class AttentionLogits(Signal):
         logit, minus_entropy = maxima.view(rows, 2, heads).unbind(1)
         figures = {
             "attention_logit_max": logit.where(pairs > 0, torch.nan),
-            "attention_logits_above_100": large / pairs,
-            "attention_entropy_mean": entropy / queries,
+            "attention_logits_above_100": (large / pairs).clamp(max=1.0),
+            "attention_entropy_mean": (entropy / queries).clamp(max=1.0),
             "attention_entropy_min": (-minus_entropy).where(queries > 0, torch.nan),
         }
         return {name: self.rows.split(values) for name, values in figures.items()}

@@ -24,12 +24,13 @@ def advised(cure: Cure, experiment: Experiment) -> str:
     return "; ".join(advice.text for advice in cure if not advice.followed(experiment))
 
 
-def _block(*kinds: str) -> Callable[[Experiment], bool]:
-    def has_it(experiment: Experiment) -> bool:
-        block: Any = experiment.model.block
-        return block.kind in kinds
+def _kind(choice: Any) -> str:
+    """Which variant an experiment has chosen."""
+    return choice.kind
 
-    return has_it
+
+def _block(*kinds: str) -> Callable[[Experiment], bool]:
+    return lambda experiment: _kind(experiment.model.block) in kinds
 
 
 def _decays_gains(experiment: Experiment) -> bool:
@@ -45,7 +46,18 @@ DEPTH = (
 )
 SMOOTHING = (
     Advice("a block that keeps more of its skip (pre_ln, deepnorm) helps", _block("pre_ln", "deepnorm")),
-    Advice("fewer layers help"),
+    Advice("a lower optimizer.lr or longer training helps"),
+)
+SOURCE = (
+    Advice("a lower optimizer.lr or longer training (train.max_steps) helps"),
+    Advice(
+        "an objective that cannot be solved without the source (bart_denoising, translation) helps",
+        lambda e: _kind(e.objective) in ("bart_denoising", "translation"),
+    ),
+    Advice(
+        "positions that both stacks share (model.positions=sinusoidal) help",
+        lambda e: e.model.positions == "sinusoidal",
+    ),
 )
 GRADIENT = (
     Advice("a lower optimizer.lr or a larger batch.global_batch_size helps"),

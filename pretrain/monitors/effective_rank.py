@@ -21,4 +21,5 @@ class EffectiveRank(LayerOutputs):
         finite = x.isfinite().all(-1).all(-1)
         values = torch.linalg.svdvals(x.where(finite[..., None, None], 0.0))  # rows of zeros add none
         rank = torch.special.entr(values / values.sum(-1, keepdim=True)).sum(-1).exp()
-        return (rank.where(finite, torch.nan),)
+        most = content.tokens.clamp(max=x.shape[-1])
+        return (rank.clamp(torch.ones_like(most), most).where(finite, torch.nan),)  # rounding may pass the limits

@@ -68,6 +68,8 @@ def summary_line(figures: dict[str, Any]) -> str:
     if loss is not None:
         side = "below" if loss < entropy else "not below"
         parts.append(f"validation loss {loss:.3f}, {side} the unigram entropy {entropy:.3f} of the same targets")
+    if (use := figures.get("source_use")) is not None:
+        parts.append(f"source use {use:.3f}")
     return ", ".join(parts)
 
 
@@ -94,6 +96,7 @@ class Summary(Callback):
             "loss": trainer.progress.loss,
             "validation_loss": self.evaluation.validation_loss,
             "validation_step": self.evaluation.evaluated_step,
+            "source_use": self.evaluation.source_use,
             "unigram_entropy": self.unigram_entropy,
             "parameters": self.parameters,
             "seconds": trainer.progress.seconds,

@@ -24,6 +24,7 @@ class OverSmoothing(LayerOutputs):
         # sum_{i,j} <u_i, u_j> = |sum_i u_i|^2, without the n x n matrix; n of these have i = j.
         unit_sum = norms.clamp(min=TINY).reciprocal()[..., None, :] @ x
         cosine = (unit_sum.square().sum((-2, -1)) - n) / (n * (n - 1))
+        cosine = cosine.clamp(min=-1 / (n - 1), max=torch.ones_like(n))  # what rounding takes beyond the limits
         mean = x.sum(-2, keepdim=True) / n[:, None, None]
         rest = torch.linalg.vector_norm(x - mean, dim=-1) * content.mask[..., 0]
-        return cosine, (rest.square().sum(-1) / norms.square().sum(-1)).sqrt()
+        return cosine, (rest.square().sum(-1) / norms.square().sum(-1)).sqrt().clamp(max=1.0)

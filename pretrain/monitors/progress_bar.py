@@ -28,10 +28,10 @@ class Judge(Protocol):
 
 
 class ProgressBar(Callback):
-    """Shows step, loss, validation loss, tokens/s, the time left, and the worst verdict. Used on rank 0 only.
+    """Shows step, losses, source use, tokens/s, the time left, and the worst verdict. Used on rank 0 only.
 
     Args:
-        evaluation: whose last validation loss is shown.
+        evaluation: whose last validation loss and source use are shown.
         judge: whose worst verdict is shown; stands before this callback. None if nobody judges.
     """
 
@@ -60,6 +60,8 @@ class ProgressBar(Callback):
         text = f"loss {report.result.loss:.4f}"
         if self.evaluation.validation_loss is not None:
             text += f", validation {self.evaluation.validation_loss:.4f}"
+        if self.evaluation.source_use is not None:
+            text += f", source use {self.evaluation.source_use:.3f}"
         text += f", {trainer.tokens_per_step / report.step_seconds:,.0f} tokens/s"
         if self.bar is not None:
             with suppress(OSError):  # a terminal that was closed

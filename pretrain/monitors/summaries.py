@@ -44,6 +44,7 @@ class StepScalars:
             found |= {name: self.metrics.latest[name] for name in SHOWN}
         if self.evaluation.evaluated_step == report.step:
             found["validation_loss"] = self.evaluation.validation_loss
+            found["source_use"] = self.evaluation.source_use
         if self.depth is not None and self.depth.latest[0] == report.step:
             found |= summaries(self.depth.latest[1])
         return {name: value for name, value in found.items() if value is not None}

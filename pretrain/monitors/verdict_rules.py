@@ -101,6 +101,8 @@ class Rule:
     reading: Reading = as_it_is
     supported_by: str = ""
     """A signal whose value in the same place must be beyond its watch for an alarm."""
+    repeats: str = ""
+    """A signal that says the same: while that one is as bad, this one is not told as well."""
 
 
 RULES: tuple[Rule, ...] = (
@@ -181,12 +183,20 @@ RULES: tuple[Rule, ...] = (
         "high_frequency_ratio",
         "little of the output differs between the tokens of a sample",
         cures.SMOOTHING,
+        repeats="token_cosine",
     ),
     Rule(
         "effective_rank",
         "effective_rank",
         "the outputs lie in so few directions",
         cures.SMOOTHING,
+    ),
+    Rule(
+        "source_use",
+        "source_use",
+        "the decoder predicts as well from another sample's source: it ignores its encoder, and the model is a "
+        "language model over its targets",
+        cures.SOURCE,
     ),
     Rule(
         "model_update_stuck",

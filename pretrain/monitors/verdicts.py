@@ -38,8 +38,8 @@ class Verdict:
     """Row of the group, from 0."""
     level: Level
     value: float
-    threshold: float
-    """The bound that was passed, or, if all is well, the one that was not."""
+    threshold: float | None
+    """The bound that was passed, or, if all is well, the one that was not; None where there is none."""
     sentence: str
 
     def to_json(self) -> dict[str, Any]:
@@ -54,9 +54,8 @@ def verdicts(profiles: Profiles, history: History, experiment: Experiment) -> li
         history: of the samples before; `history.add` this one afterwards.
         experiment: whose section `verdicts` has the bounds, and whose settings are not advised anew.
     """
-    thresholds = experiment.verdicts
     found = [not_finite(profiles, experiment)] if profiles else []
-    worst = {rule.name: _worst(rule, profiles, history, thresholds) for rule in RULES if rule.figure in profiles}
+    worst = {rule.name: _worst(rule, profiles, history) for rule in RULES if rule.figure in profiles}
     for rule in RULES:
         if (value := worst.get(rule.name)) is not None:
             found.append(_judged(rule, value, profiles, experiment))
@@ -91,34 +90,49 @@ def place(value: Value, groups: Mapping[str, Sequence[Any]]) -> str:
     return f"{value.group}{layer}" + ("" if value.head is None else f", head {value.head}")
 
 
-def _bounds(name: str, thresholds: VerdictsSection) -> tuple[float, float, int]:
-    """(watch, alarm, sign): sign times a value grows as it gets worse."""
-    watch, alarm = getattr(thresholds, name)
-    least, most = VerdictsSection.model_fields[name].default
-    return watch, alarm, 1 if most > least else -1
+def telling(value: float, bound: float | None) -> str:
+    """A value in at least three digits, and as many as it takes to see how far from its bound it lies; one that is not
+    a whole number is not shown as one."""
+    gap = 0.01 * abs(value - bound) if bound is not None else abs(value)
+    for digits in range(3, 17):
+        text = f"{value:.{digits}g}"
+        shown = float(text)
+        if abs(shown - value) <= gap and (shown != round(value) or value == shown):
+            return text
+    return f"{value:.17g}"
 
 
-def _worst(rule: Rule, profiles: Profiles, history: History, thresholds: VerdictsSection) -> Value | None:
-    *_, sign = _bounds(rule.name, thresholds)
+def _sign(name: str) -> int:
+    """Times a value, it grows as the value gets worse."""
+    return -1 if VerdictsSection.worse_below(name) else 1
+
+
+def _passed(name: str, value: float, bound: float | None) -> bool:
+    return bound is not None and _sign(name) * value > _sign(name) * bound
+
+
+def _worst(rule: Rule, profiles: Profiles, history: History) -> Value | None:
+    sign = _sign(rule.name)
     values = rule.reading(rule.figure, profiles[rule.figure], history)
     return max((value for value in values if math.isfinite(value.value)), key=lambda v: sign * v.value, default=None)
 
 
 def _level(name: str, value: float, thresholds: VerdictsSection) -> Level:
-    watch, alarm, sign = _bounds(name, thresholds)
-    return Level.ALARM if sign * value > sign * alarm else Level.WATCH if sign * value > sign * watch else Level.OK
+    watch, alarm = getattr(thresholds, name)
+    return Level.ALARM if _passed(name, value, alarm) else Level.WATCH if _passed(name, value, watch) else Level.OK
 
 
 def _judged(rule: Rule, worst: Value, profiles: Profiles, experiment: Experiment) -> Verdict:
     thresholds = experiment.verdicts
-    watch, alarm, sign = _bounds(rule.name, thresholds)
+    watch, alarm = getattr(thresholds, rule.name)
     level = _level(rule.name, worst.value, thresholds)
     if level == Level.ALARM and rule.supported_by and not _supported(rule.supported_by, worst, profiles, thresholds):
         level = Level.WATCH
     threshold = alarm if level == Level.ALARM else watch
-    kind, side = "alarm" if level == Level.ALARM else "watch", "above" if sign > 0 else "below"
+    kind, side = "alarm" if level == Level.ALARM else "watch", "above" if _sign(rule.name) > 0 else "below"
     where = place(worst, profiles[rule.figure])
-    sentence = f"{rule.name} is {worst.value:.3g} in {where} ({kind} {side} {threshold:.3g})"
+    bound = "no bound" if threshold is None else f"{kind} {side} {threshold:g}"
+    sentence = f"{rule.name} is {telling(worst.value, threshold)} in {where} ({bound})"
     if level > Level.OK:
         sentence += ": " + "; ".join(filter(None, [rule.meaning, cures.advised(rule.cure, experiment)]))
     return Verdict(rule.name, rule.figure, worst.group, worst.layer, level, worst.value, threshold, sentence)

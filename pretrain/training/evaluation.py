@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pretrain.data.loader import validation_batches
+from pretrain.data.loader import Batch, validation_batches
 from pretrain.data.samples import Samples
 from pretrain.state.run_files import METRICS
 from pretrain.training.callback import Callback
@@ -12,23 +12,40 @@ from pretrain.training.loop import StepReport, Trainer
 
 
 class Evaluation(Callback):
-    """Evaluates every `evaluation.interval` steps and at the run's last step."""
+    """Evaluates every `evaluation.interval` steps and at the run's last step.
+
+    An encoder-decoder is evaluated twice, the second time with the sources exchanged between the samples. What the
+    loss rises by is the source use, in nats a token: near zero means that the decoder ignores its encoder, and the
+    model is a language model over its targets, which no loss shows.
+
+    Args:
+        samples: unshuffled samples of the validation split.
+    """
 
     phase = "evaluation"
 
     def __init__(self, samples: Samples):
         self.samples = samples
         self.validation_loss: float | None = None
+        self.source_use: float | None = None
+        """None where there is no source, or only one sample."""
         self.evaluated_step = 0
 
     def on_start(self, trainer: Trainer) -> None:
+        self.batches = self._batches(trainer)
+        objective, count = self.samples.objective, min(trainer.experiment.evaluation.samples, len(self.samples))
+        has_source = objective.source_length > 0 and objective.target_length > 0
+        self.exchanged = self._batches(trainer, exchange_sources=True) if has_source and count > 1 else []
+
+    def _batches(self, trainer: Trainer, exchange_sources: bool = False) -> list[Batch]:
         engine, experiment = trainer.engine, trainer.experiment
-        self.batches = validation_batches(
+        return validation_batches(
             self.samples,
             experiment.evaluation.samples,
             experiment.batch.micro_batch_size,
             engine.data_parallel_rank,
             engine.data_parallel_size,
+            exchange_sources,
         )
 
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
@@ -40,13 +57,23 @@ class Evaluation(Callback):
         """Evaluate now, log it, and return the loss."""
         total, count = trainer.engine.evaluate(self.batches)
         self.validation_loss, self.evaluated_step = total / count, step
-        trainer.folder.append(METRICS, {"step": step, "validation_loss": self.validation_loss})
-        trainer.folder.event("evaluate", step, validation_loss=self.validation_loss, target_tokens=count)
+        figures = {"validation_loss": self.validation_loss}
+        if self.exchanged:
+            exchanged, _ = trainer.engine.evaluate(self.exchanged)
+            self.source_use = (exchanged - total) / count
+            figures["source_use"] = self.source_use
+        trainer.folder.append(METRICS, {"step": step, **figures})
+        trainer.folder.event("evaluate", step, **figures, target_tokens=count)
         return self.validation_loss
 
     def state_dict(self) -> dict[str, Any]:
-        return {"validation_loss": self.validation_loss, "evaluated_step": self.evaluated_step}
+        return {
+            "validation_loss": self.validation_loss,
+            "source_use": self.source_use,
+            "evaluated_step": self.evaluated_step,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.validation_loss = state.get("validation_loss")
+        self.source_use = state.get("source_use")
         self.evaluated_step = state.get("evaluated_step", 0)

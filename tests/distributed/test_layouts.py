@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
+import torch
 from harness import figures, lines, losses, train
+from torch.nn import functional as F
+
+from pretrain.build import model_spec
+from pretrain.config.load import load_experiment
+from pretrain.data.prepare import prepare
+from pretrain.models.layer_list import LayerList
+from pretrain.state.reader import Checkpoint
 
 STEPS = ("train.max_steps=12", "evaluation.interval=6", "optimizer.clip_norm=1.4")
 LAYOUTS = {
@@ -31,6 +42,30 @@ def reference(small_recipe, tmp_path_factory):
     return folder
 
 
+def test_source_use_is_the_loss_that_exchanged_sources_cost(reference):
+    """From the checkpoint, with plain torch: sample i reads the source of sample i + 5 of 10."""
+    experiment = load_experiment(str(reference / "config.yaml"))
+    data = prepare(experiment, quiet=True)
+    spec, _ = model_spec(experiment, data.tokenizer.vocab_size, data.objective)
+    layers = LayerList(spec, seed=0).eval()
+    Checkpoint(reference / "checkpoints" / "step_00000012").fill(layers.named_parameters())
+    rows = [data.validation[index] for index in range(10)]
+    batch = {name: torch.tensor(np.stack([row[name] for row in rows])) for name in rows[0]}
+    exchanged = {**batch, **{name: batch[name].roll(-5, 0) for name in ("input_ids", "attention_mask")}}
+
+    @torch.no_grad()
+    def loss(batch):
+        (logits,) = layers(spec.state({**batch, "sample_key": torch.arange(10)}))
+        return float(F.cross_entropy(logits.flatten(0, 1).double(), batch["labels"].flatten()))
+
+    assert figures(reference, "validation_loss")[-1] == pytest.approx(loss(batch), rel=1e-5)
+    use = loss(exchanged) - loss(batch)
+    assert figures(reference, "source_use")[-1] == pytest.approx(use, abs=2e-5)
+    assert json.loads((reference / "summary.json").read_text())["source_use"] == figures(reference, "source_use")[-1]
+    (alert,) = [event for event in lines(reference / "events.jsonl") if event.get("signal") == "source_use"]
+    assert (alert["level"], alert["step"]) == ("watch", 6), "12 steps wake no encoder, and step 6 follows the warm-up"
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layout_trains_as_one_process(name, reference, command, tmp_path):
     processes, overrides = LAYOUTS[name]
@@ -39,6 +74,8 @@ def test_layout_trains_as_one_process(name, reference, command, tmp_path):
     assert losses(tmp_path / name) == pytest.approx(losses(reference), rel=1e-5)
     for key in ("grad_norm", "grad_norm_clipped", "validation_loss"):
         assert figures(tmp_path / name, key) == pytest.approx(figures(reference, key), rel=1e-5)
+    # A difference of two losses near 6.5, whose rounding stays.
+    assert figures(tmp_path / name, "source_use") == pytest.approx(figures(reference, "source_use"), abs=2e-5)
 
 
 WALK = {

@@ -43,6 +43,7 @@ def write_logs(folder, steps, update, missing=()):
         metrics.append({"step": step, "loss": 8.0 - 0.01 * step})
         figures = {"model_update": value, "model_update_step": update, "model_update_bound": 3 * update * step}
         layers.append({"step": step, "signals": {name: {"model": [figure]} for name, figure in figures.items()}})
+    metrics += [{"step": step, "validation_loss": 7.9, "source_use": 0.01 * step} for step in (6, 12, 18)]
     for name, entries in (("metrics", metrics), ("layers", layers)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
 
@@ -68,7 +69,9 @@ def test_runs():
     cold, warm = found["post_ln_no_warmup_4"], found["deepnorm_warmup_2"]
     assert (cold.model.block.kind, cold.schedule.warmup_steps, cold.train.stop_at_step) == ("post_ln", 0, 30)
     assert (warm.model.block.kind, warm.schedule.warmup_steps, warm.optimizer.lr) == ("deepnorm", 1000, 0.5)
-    assert {experiment.monitors.interval for experiment in found.values()} == {1}
+    assert {(experiment.monitors.interval, experiment.evaluation.interval) for experiment in found.values()} == {
+        (1, 30)
+    }
 
 
 def test_a_run_of_other_settings_is_refused_before_anything_is_trained(tmp_path):
@@ -102,12 +105,13 @@ def test_curves(study):
     assert math.isnan(longer.at(13))
     assert np.allclose(longer.step_update, 0.1)
     assert longer.bound[4] == pytest.approx(1.5)
+    assert longer.source_use == 0.12, "of the steps asked for"
 
 
 def test_table(study):
     head, rows = table(study.curves())
-    assert head == ["design", "layers", *[f"after {n}" for n in (1, 2, 5, 10, 12)], "loss at the end"]
-    assert rows[0] == ["DeepNorm, warm-up", "2+2", "0.1", "0.2", "0.5", "1", "1.2", "7.880"]
+    assert head == ["design", "layers", *[f"after {n}" for n in (1, 2, 5, 10, 12)], "loss at the end", "source use"]
+    assert rows[0] == ["DeepNorm, warm-up", "2+2", "0.1", "0.2", "0.5", "1", "1.2", "7.880", "0.12"]
     assert len(rows) == 7
 
 

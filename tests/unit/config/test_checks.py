@@ -102,6 +102,10 @@ def test_batch_plan_solves_the_batch_equation(stages, world_size, plan):
         (["train.activation_checkpointing=97"], 1,
          "train.activation_checkpointing = 97 is more than the model's 96 layers; set train.activation_checkpointing "
          "to 96 or less"),
+        (["verdicts.token_cosine=[null,0.9]"], 1,
+         "verdicts.token_cosine = [null, 0.9] has an alarm without a watch; state the pair [watch, alarm], such as "
+         "[0.9, 0.9], or [null, null] for neither"),
+        (["verdicts.source_use=[0.1,0.2]"], 1, "verdicts.source_use = [0.1, 0.2] would say alarm before watch"),
         (["verdicts.adam_rms=[5,2]"], 1,
          "verdicts.adam_rms = [5, 2] would say alarm before watch; state the pair [watch, alarm] with watch below "
          "alarm"),

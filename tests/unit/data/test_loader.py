@@ -156,6 +156,19 @@ def test_validation_covers_each_sample_once_on_any_number_of_ranks(prepared, siz
     assert torch.equal(rows["labels"][counted], labels)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_exchanged_sources_are_those_of_a_sample_far_away_on_any_number_of_ranks(prepared, size):
+    count = 7
+    ranks = [validation_batches(prepared.validation, count, 4, rank, size, True) for rank in range(size)]
+    rows = joined([batch for batches in ranks for batch in batches])
+    counted = (rows["labels"] != -100).any(dim=1)
+    for index in range(count):
+        own, other = prepared.validation[index], prepared.validation[(index + 3) % count]
+        for name, array in own.items():
+            expected = other[name] if name in ("input_ids", "attention_mask") else array
+            assert rows[name][counted][index].tolist() == expected.tolist()
+
+
 def test_validation_takes_no_more_than_there_is(prepared):
     count = len(prepared.validation)
     rows = joined(validation_batches(prepared.validation, 10**6, 64, 0, 1))

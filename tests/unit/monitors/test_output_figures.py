@@ -33,6 +33,24 @@ def test_equal_tokens():
     assert measured(torch.full((6, 8), 0.7)) == pytest.approx([1.0, 0.0, 1.0], abs=1e-6)
 
 
+def test_no_figure_leaves_its_range():
+    """Tokens that are all but equal, of many sizes: rounding alone takes each figure to its limit, never beyond."""
+    generator = torch.Generator().manual_seed(5)
+    base = torch.randn(64, 1, 32, generator=generator).expand(64, 48, 32)
+    for noise in (0.0, 1e-7, 1e-4):
+        x = (
+            base
+            * (1 + noise * torch.randn(64, 48, 1, generator=generator))
+            * 10.0 ** torch.arange(-8, 8).repeat(4)[:, None, None]
+        )
+        content = Content.of(torch.ones(64, 48, dtype=torch.bool))
+        cosine, high = OverSmoothing(SPEC).measure(x, content)
+        (rank,) = EffectiveRank(SPEC).measure(x, content)
+        for figure, low, most in ((cosine, -1 / 47, 1.0), (high, 0.0, 1.0), (rank, 1.0, 32.0)):
+            assert low <= float(figure.min())
+            assert float(figure.max()) <= most
+
+
 def test_parallel_tokens_of_different_size():
     cosine, high, rank = measured(torch.outer(torch.tensor([1.0, 2.0, 3.0]), torch.ones(8)))
     assert (cosine, rank) == pytest.approx((1.0, 1.0), abs=1e-5)

@@ -14,7 +14,7 @@ from pretrain.monitors.progress_bar import ProgressBar
 from pretrain.monitors.verdicts import Level, Verdict
 
 TRAINER: Any = SimpleNamespace(progress=SimpleNamespace(step=0), last_step=10, tokens_per_step=100)
-EVALUATION: Any = SimpleNamespace(validation_loss=None)
+EVALUATION: Any = SimpleNamespace(validation_loss=None, source_use=None)
 
 
 def verdict(level: Level, value: float, signal: str = "adam_rms") -> Verdict:

@@ -40,7 +40,7 @@ def test_a_profile_becomes_three_scalars():
 def step_scalars(log_interval=2):
     """Step 4 is logged, validated and sampled, step 5 nothing of that; and a trainer for them."""
     metrics = SimpleNamespace(latest=dict.fromkeys(SHOWN, 2.0) | {"spike_score": None})
-    evaluation = SimpleNamespace(evaluated_step=4, validation_loss=3.5)
+    evaluation = SimpleNamespace(evaluated_step=4, validation_loss=3.5, source_use=0.25)
     depth = SimpleNamespace(latest=(4, {"update_norm": {"encoder": [1.0, 2.0]}}))
     experiment = Experiment.model_validate({"monitors": {"log_interval": log_interval, "wandb": True}})
     alerts = []
@@ -52,7 +52,7 @@ def step_scalars(log_interval=2):
 def test_a_step_shows_what_is_its_own():
     scalars, trainer = step_scalars()
     at_4 = scalars.of(trainer, SimpleNamespace(step=4))
-    assert at_4["validation_loss"] == 3.5
+    assert (at_4["validation_loss"], at_4["source_use"]) == (3.5, 0.25)
     assert at_4["update_norm/encoder/worst"] == 2.0
     assert "spike_score" not in at_4  # not known yet
     assert scalars.of(trainer, SimpleNamespace(step=5)) == {}

@@ -12,7 +12,7 @@ from pretrain.config.schema import Experiment, VerdictsSection
 from pretrain.monitors.alerts import CALM, Verdicts
 from pretrain.monitors.verdict_history import History
 from pretrain.monitors.verdict_rules import RULES
-from pretrain.monitors.verdicts import Level, verdicts, worst_of
+from pretrain.monitors.verdicts import Level, telling, verdicts, worst_of
 
 EXPERIMENT = Experiment()
 SECTION = EXPERIMENT.verdicts
@@ -34,6 +34,7 @@ CALM_PROFILES = {
     "model_update_step": {"model": [0.4]},
     "skipped_steps": {"model": [0]},
     "nonfinite_steps": {"model": [0]},
+    "source_use": {"model": [1.2]},
 }
 
 
@@ -73,6 +74,7 @@ def test_every_threshold_has_a_rule_and_every_rule_a_threshold():
         ("token_cosine", "encoder", 0.995, None),
         ("high_frequency_ratio", "encoder", 0.05, None),
         ("effective_rank", "encoder", 1.5, 1.1),
+        ("source_use", "model", 1e-6, None),
         ("spike_score", "model", 7.0, 13.0),
         ("skipped_steps", "model", 3, 6),
         ("nonfinite_steps", "model", 1, 3),
@@ -89,6 +91,45 @@ def test_one_value_too_many_raises_its_signal_alone_and_names_the_place(figure, 
         assert ("layer 2" in first.sentence) == (group != "model")
         assert "\n" not in first.sentence
         assert worst_of([first, *others]) is first
+
+
+def test_a_bound_that_is_null_is_never_passed():
+    identical = judged(with_value("token_cosine", "encoder", 0, 1.0000002))["token_cosine"]
+    assert (identical.level, identical.threshold) == (Level.WATCH, 0.99)
+    never = Experiment.model_validate({"verdicts": {"token_cosine": [None, None]}})
+    ignored = judged(with_value("token_cosine", "encoder", 0, 1.0), experiment=never)["token_cosine"]
+    assert (ignored.level, ignored.threshold) == (Level.OK, None)
+    assert ignored.sentence == "token_cosine is 1 in encoder, layer 0 (no bound)"
+
+
+@pytest.mark.parametrize(
+    ("value", "bound", "text"),
+    [
+        (0.99973, 0.99, "0.9997"),
+        (0.9999994, 0.99, "0.999999"),  # near the end of its range, but not there
+        (0.9901, 0.99, "0.9901"),
+        (0.048213, 0.05, "0.0482"),
+        (0.0499999, 0.05, "0.0499999"),
+        (5234.7, 10.0, "5.23e+03"),
+        (3.0, 2.3, "3"),
+        (1.0, None, "1"),
+    ],
+)
+def test_a_value_has_the_digits_that_tell_it_from_its_bound(value, bound, text):
+    assert telling(value, bound) == text
+
+
+def test_a_dead_encoder_is_said_in_words_that_help():
+    def sentence(**sections):
+        experiment = Experiment.model_validate(sections)
+        return judged(with_value("source_use", "model", 0, 1.5e-6), experiment=experiment)["source_use"].sentence
+
+    said = sentence()
+    assert said.startswith("source_use is 1.5e-06 in model (watch below 0.05): the decoder predicts as well from")
+    for advice in ("lower optimizer.lr", "longer training", "bart_denoising"):
+        assert advice in said
+    assert "fewer layers" not in said
+    assert "an objective" not in sentence(objective={"kind": "bart_denoising"}), "it has such an objective"
 
 
 def test_thresholds_are_the_experiments():
@@ -213,7 +254,8 @@ class TestAlerts:
         """`told(value of adam_rms, ...)`: the alerts of so many samples, as (step, level)."""
         events = []
         depth, metrics = SimpleNamespace(latest=(0, {})), SimpleNamespace(latest={})
-        self.callback = Verdicts(depth, metrics)
+        self.evaluation = SimpleNamespace(evaluated_step=0, source_use=None)
+        self.callback = Verdicts(depth, metrics, self.evaluation)
         self.written = {}
         folder = SimpleNamespace(
             event=lambda event, step, **fields: events.append((event, step, fields)), write=self.written.__setitem__
@@ -242,6 +284,32 @@ class TestAlerts:
         assert fields["figure"] == "adam_rms"
         assert (fields["group"], fields["layer"], fields["value"], fields["threshold"]) == ("encoder", 2, 3.0, 2.3)
         assert fields["reason"].startswith("adam_rms is 3 in encoder, layer 2 (watch above 2.3)")
+
+    def test_what_says_the_same_is_told_once(self, told):
+        told(1.0)
+        alike = {"token_cosine": {"encoder": [0.995]}, "high_frequency_ratio": {"encoder": [0.05]}}
+        self.callback.depth.latest = 2, alike
+        told_signals = []
+        self.trainer.folder.event = lambda event, step, **fields: told_signals.append(fields["signal"])
+        self.callback.on_step_end(self.trainer, SimpleNamespace(step=2, lr=1.0))
+        assert told_signals == ["token_cosine"]
+        assert {verdict.signal for verdict in self.callback.latest if verdict.level} == set(alike), "both are shown"
+        self.callback.depth.latest = (
+            3,
+            {"token_cosine": {"encoder": [0.5]}, "high_frequency_ratio": {"encoder": [0.05]}},
+        )
+        self.callback.on_step_end(self.trainer, SimpleNamespace(step=3, lr=1.0))
+        assert told_signals == ["token_cosine"], "told with the other, and no worse since"
+
+    def test_source_use_is_judged_where_it_was_measured_after_the_warm_up(self, told):
+        told(1.0)
+        warmup = EXPERIMENT.schedule.warmup_steps
+        self.evaluation.source_use = 1e-6
+        for step, evaluated, level in ((warmup, True, None), (warmup + 1, False, None), (warmup + 2, True, "watch")):
+            self.evaluation.evaluated_step = step if evaluated else 0
+            self.callback.on_step_end(self.trainer, SimpleNamespace(step=step, lr=1.0))
+            found = [verdict.level.name.lower() for verdict in self.callback.latest if verdict.signal == "source_use"]
+            assert found == ([level] if level else [])
 
     def test_again_only_after_a_calm(self, told):
         assert told(3.0, 1.0, 3.0, 1.0, 1.0, 3.0) == [(1, "watch")]
