@@ -225,8 +225,9 @@ def unigram_entropy(labels: np.ndarray) -> float:
 
 def _need_targets(experiment: Experiment, objective: Any, targets: np.ndarray, splits: dict[str, Samples]) -> None:
     """Raises DataError: the validation samples, or the first that would be trained on, have no token to predict."""
+    chosen: Any = experiment.objective
     cures = ["a longer data.sequence_length", *getattr(objective, "more_targets", ())]
-    what = f"objective.kind = {experiment.objective.kind} finds no token to predict in"
+    what = f"objective.kind = {chosen.kind} finds no token to predict in"
     if not (targets != IGNORE_INDEX).any():
         if len(targets) < len(splits["validation"]):
             cures.insert(0, "more evaluation.samples")

@@ -125,7 +125,7 @@ def mend(
     for step, kind in keys:
         there.setdefault(kind, Steps()).add(step)
         present.setdefault(kind, []).append(step)
-    holes = sorted({hole for kind, steps in expected.items() for hole in steps.missing(present.get(kind, ()), limit)})
+    holes = _joined(hole for kind, steps in expected.items() for hole in steps.missing(present.get(kind, ()), limit))
     parts = [
         f"{_lines(found.damaged)} could not be read and {_was(found.damaged)} left out" if found.damaged else "",
         f"{_lines(found.twice)} stood there twice and {_was(found.twice)} left out" if found.twice else "",
@@ -178,6 +178,17 @@ def _records(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
     for record in map(as_record, lines):
         if record is not None and (step := step_in(record)) is not None:
             yield step, record
+
+
+def _joined(holes: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """In order, those that overlap as one."""
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted(holes):
+        if joined and first <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(last, joined[-1][1]))
+        else:
+            joined.append((first, last))
+    return joined
 
 
 def _in_words(holes: list[tuple[int, int]]) -> str:

@@ -68,9 +68,14 @@ def as_record(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
+def events(run: Path) -> Iterator[dict[str, Any]]:
+    """What events.jsonl tells, each with `event`, its name; lines without one are left out."""
+    return (record for record in records(run / EVENTS) if isinstance(record.get("event"), str))
+
+
 def tells_of_saves(run: Path) -> bool:
     """Whether events.jsonl speaks of a checkpoint that was complete."""
-    return any(event.get("event") in ("save", "resume") for event in records(run / EVENTS))
+    return any(event["event"] in ("save", "resume") for event in events(run))
 
 
 def merge_summary(run: Path, figures: dict[str, Any]) -> None:

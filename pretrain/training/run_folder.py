@@ -26,6 +26,7 @@ from pretrain.state.run_files import (
     METRICS,
     SUMMARY,
     as_record,
+    events,
     finite,
     json_line,
     read_summary,
@@ -139,6 +140,12 @@ class RunFolder:
         """One line of events.jsonl."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         self.append(EVENTS, {"time": now, "step": step, "event": event, **fields})
+
+    def events(self) -> list[dict[str, Any]]:
+        """What events.jsonl tells, and what waits to be written to it."""
+        with self._busy:
+            waiting = map(as_record, self._log(EVENTS).waiting)
+            return [*events(self.path), *(record for record in waiting if record is not None)]
 
     def alert(self, step: int, reason: str) -> None:
         """An event and a line on standard error, of something that does not end the session."""
