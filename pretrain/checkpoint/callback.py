@@ -133,8 +133,8 @@ class Checkpoints(Callback):
                     self._alert(trainer, saved.step, saved.prune_problem)
 
             keep = Keep(section.keep_last, section.keep_every)
-            before = trainer.folder.complete
-            self._saver = Saver(trainer.folder.checkpoints, keep, self.layout, self.texts, tell, before)
+            folder = trainer.folder
+            self._saver = Saver(folder.checkpoints, keep, self.layout, self.texts, tell, folder.check, folder.complete)
         self._saver.checkpoints = trainer.folder.checkpoints  # the folder may have been moved
         return self._saver
 
