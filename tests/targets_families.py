@@ -10,7 +10,7 @@ import torch
 from pretrain.config.schema import Experiment
 
 OBJECTIVES = {"decoder": "causal_lm", "encoder": "masked_lm", "encoder_decoder": "span_denoising"}
-VOCABULARY, LENGTH, SAMPLES, STEPS = 96, 10, 8, 10
+VOCABULARY, LENGTH, SAMPLES, STEPS, RECOMPUTED_STEPS = 96, 10, 8, 10, 2
 
 
 def cases():
@@ -25,12 +25,18 @@ def cases():
     yield "decoder/sas documents", {"family": "decoder", "block": {"kind": "sas"}}, True
 
 
+def recomputed_cases():
+    """Each block as a decoder, packed documents too."""
+    return [case for case in cases() if case[1]["family"] == "decoder"]
+
+
 # Without dropout, and with weights that one cannot miss.
 LOSS = {"label_smoothing": 0.1, "z_loss": 0.3}
 LOSS_MODEL = {"family": "decoder", "block": {"kind": "pre_ln"}, "dropout": 0.0}
 
 
-def experiment(model, stages, loss=None):
+def experiment(model, stages, loss=None, zero=1, every=0):
+    """zero: parallel.zero_stage; every: train.activation_checkpointing."""
     family = model["family"]
     depths = {f"{stack}_layers": 2 for stack in ("encoder", "decoder") if stack in family}
     depths = dict.fromkeys(depths, 4) if len(depths) == 1 else depths
@@ -39,10 +45,10 @@ def experiment(model, stages, loss=None):
             "model": {"hidden_size": 16, "num_heads": 2, "ffn_size": 32, "dropout": 0.1, **depths, **model},
             "batch": {"global_batch_size": SAMPLES, "micro_batch_size": 2},
             "optimizer": {"lr": 2e-3, "betas": [0.8, 0.95], "eps": 1e-4, "weight_decay": 0.1, "clip_norm": 1.3},
-            "parallel": {"pipeline_stages": stages},
+            "parallel": {"pipeline_stages": stages, "zero_stage": zero},
             "objective": {"kind": OBJECTIVES[family]},
             "loss": loss or {"label_smoothing": 0.1, "z_loss": 1e-3},
-            "train": {"seed": 3},
+            "train": {"seed": 3, "activation_checkpointing": every},
         }
     )
 
@@ -75,36 +81,61 @@ def global_batch(step, segmented=False, prefixed=False):
     }
 
 
-def run_cases(rank, stages, log):
-    """On this layout {name: [(loss, gradient norm), ...]} of all cases, and `losses`."""
-    from pretrain.config.checks import check
-    from pretrain.config.deepspeed import deepspeed_config
-    from pretrain.launch.environment import rank_environment
-    from pretrain.parallel import process_group
-    from pretrain.parallel.build import build_engine
+class Layout:
+    """This process's place in a layout, in which engines are built one after another."""
 
-    torch.set_num_threads(1)
-    environment = rank_environment(os.environ)
-    file = Path(log) / f"rank_{environment.rank}.log"
-    process_group.start(environment, file)
+    def __init__(self, log):
+        from pretrain.launch.environment import rank_environment
+        from pretrain.parallel import process_group
 
-    def build(config, segmented=False):
-        plan = check(config, environment.world_size, "cpu")
-        with process_group.quiet(file):
+        torch.set_num_threads(1)
+        self.environment = rank_environment(os.environ)
+        self.file = Path(log) / f"rank_{self.environment.rank}.log"
+        process_group.start(self.environment, self.file)
+
+    def build(self, config, segmented=False):
+        from pretrain.config.checks import check
+        from pretrain.config.deepspeed import deepspeed_config
+        from pretrain.parallel import process_group
+        from pretrain.parallel.build import build_engine
+
+        plan = check(config, self.environment.world_size, "cpu")
+        with process_group.quiet(self.file):
             return build_engine(config, spec_of(config, segmented), deepspeed_config(config, plan))
 
-    results = {}
-    for name, model, segmented in cases():
-        config = experiment(model, stages)
-        engine, prefixed = build(config, segmented), segmented and model["family"] == "decoder"
-        results[name] = []
-        for step in range(STEPS):
+    def train(self, config, segmented, steps):
+        """[(loss, gradient norm), ...] of the first steps."""
+        engine, prefixed, found = self.build(config, segmented), segmented and config.model.family == "decoder", []
+        for step in range(steps):
             micro = micro_batches(engine, global_batch(step, segmented, prefixed))
             result = engine.train_step(micro, config.optimizer.lr)
-            results[name].append((result.loss, result.grad_norm))
-    found = losses(build(experiment(LOSS_MODEL, stages, LOSS)))
-    process_group.end()
+            found.append((result.loss, result.grad_norm))
+        return found
+
+    def end(self):
+        from pretrain.parallel import process_group
+
+        process_group.end()
+
+
+def run_cases(rank, stages, log):
+    """On this layout {name: [(loss, gradient norm), ...]} of all cases, and `losses`."""
+    layout = Layout(log)
+    results = {name: layout.train(experiment(model, stages), segmented, STEPS) for name, model, segmented in cases()}
+    found = losses(layout.build(experiment(LOSS_MODEL, stages, LOSS)))
+    layout.end()
     return results, found
+
+
+def run_recomputed(rank, stages, log, zero):
+    """{name: [(loss, gradient norm), ...]} of two steps of `recomputed_cases`; zero: parallel.zero_stage."""
+    layout = Layout(log)
+    results = {
+        name: layout.train(experiment(model, stages, zero=zero, every=1), segmented, RECOMPUTED_STEPS)
+        for name, model, segmented in recomputed_cases()
+    }
+    layout.end()
+    return results
 
 
 def micro_batches(engine, batch):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from pretrain.blocks.base import BlockPlace
+from pretrain.blocks.constant import constant
 from pretrain.blocks.registry import BLOCKS
 from pretrain.blocks.sequential import Branch, SequentialBlock
 from pretrain.registry import Section
@@ -36,11 +37,11 @@ class KeelBlock(SequentialBlock):
 
     def __init__(self, config: KeelConfig, place: BlockPlace):
         super().__init__(place)
-        self.alpha = 1.0 if place.index == 0 else 2.0 * place.depth
+        self.alpha = constant(1.0 if place.index == 0 else 2.0 * place.depth)
 
     def build_part(self, part: str, place: BlockPlace, eps_factor: float) -> nn.Module:
         first = part == "out_norm" and place.index == 0
         return nn.Identity() if first else place.build_norm(eps_factor)
 
     def sublayer(self, x: Tensor, norm: nn.Module, branch: Branch, out_norm: nn.Module) -> Tensor:
-        return out_norm(self.alpha * x + branch(norm(x)))
+        return out_norm(x * self.alpha + branch(norm(x)))

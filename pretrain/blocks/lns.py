@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from pretrain.blocks.base import BlockPlace
+from pretrain.blocks.constant import constant
 from pretrain.blocks.registry import BLOCKS
 from pretrain.blocks.sequential import Branch, SequentialBlock
 from pretrain.registry import Section
@@ -26,7 +27,7 @@ class LNSBlock(SequentialBlock):
 
     def __init__(self, config: LNSConfig, place: BlockPlace):
         super().__init__(place)
-        self.scale = (place.index + 1) ** -0.5
+        self.scale = constant((place.index + 1) ** -0.5)
 
     def sublayer(self, x: Tensor, norm: nn.Module, branch: Branch) -> Tensor:
-        return x + branch(self.scale * norm(x))
+        return x + branch(norm(x) * self.scale)

@@ -22,8 +22,9 @@ class WeightedSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        saved = ctx.saved_tensors  # once: a recomputed tensor is handed out at the first call alone
         found: list[Tensor] = []
-        for weight, term in zip(ctx.saved_tensors[::2], ctx.saved_tensors[1::2], strict=True):
+        for weight, term in zip(saved[::2], saved[1::2], strict=True):
             own = gradient.sum_to_size(term.shape)
             found += [(own * term).sum_to_size(weight.shape), weight * own]
         return tuple(found)

@@ -6,7 +6,19 @@ import pytest
 import targets_equations as equations
 import torch
 from harness import Group
-from targets_families import LOSS, LOSS_MODEL, STEPS, cases, experiment, global_batch, run_cases, spec_of
+from targets_families import (
+    LOSS,
+    LOSS_MODEL,
+    RECOMPUTED_STEPS,
+    STEPS,
+    cases,
+    experiment,
+    global_batch,
+    recomputed_cases,
+    run_cases,
+    run_recomputed,
+    spec_of,
+)
 
 from pretrain.models.layer_list import LayerList
 
@@ -27,6 +39,26 @@ def test_two_stages_train_as_one_process_does(layouts, name):
     for step, (ours, theirs) in enumerate(zip(two, one, strict=True), start=1):
         assert ours == pytest.approx(theirs, rel=1e-5), f"step {step}"
     assert len({loss for loss, _ in one}) == STEPS, "the loss stands still"
+
+
+@pytest.fixture(scope="module")
+def recomputed(tmp_path_factory):
+    """Results under activation checkpointing of two stages, and of ZeRO-3, run at the same time."""
+    layouts = {"two": (2, 1), "zero3": (1, 3)}
+    groups = {
+        name: Group(run_recomputed, stages, stages, str(tmp_path_factory.mktemp(name)), zero)
+        for name, (stages, zero) in layouts.items()
+    }
+    return {name: group.results(timeout=400)[0] for name, group in groups.items()}
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in recomputed_cases()])
+def test_recomputed_activations_train_the_same(layouts, recomputed, name):
+    """Bit by bit in the same layout; ZeRO-3 sums the norm in another order."""
+    one, two = (results[name][:RECOMPUTED_STEPS] for results, _ in layouts)
+    assert recomputed["two"][name] == two
+    for ours, theirs in zip(recomputed["zero3"][name], one, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
 
 
 @pytest.mark.parametrize("layout", [0, 1], ids=["one process", "two stages"])
