@@ -24,7 +24,7 @@ from pretrain.config.schema import Experiment
 from pretrain.data.loader import BatchLoader
 from pretrain.data.outlook import outlook
 from pretrain.data.prepare import PreparedData, prepare
-from pretrain.errors import EXIT_DONE, CheckpointError
+from pretrain.errors import EXIT_DONE, CheckpointError, WriteFailed
 from pretrain.launch.environment import RankEnvironment, process_threads
 from pretrain.launch.parents import LauncherChain
 from pretrain.models.layers import ModelSpec
@@ -47,11 +47,12 @@ from pretrain.resilience.watchdog import Watchdog
 from pretrain.schedules.registry import SCHEDULES
 from pretrain.state.manifest import Manifest
 from pretrain.state.reader import Checkpoint, has_checkpoint, list_checkpoints, resolve_checkpoint, step_folder
-from pretrain.state.run_files import CHECKPOINTS, CONFIG, DEEPSPEED, TOKENIZER, read_summary, tells_of_saves
+from pretrain.state.run_files import CHECKPOINTS, CONFIG, DEEPSPEED, LOGS, TOKENIZER, read_summary, tells_of_saves
 from pretrain.state.writer import put_back
 from pretrain.training.callback import Callback
 from pretrain.training.canary import canary
 from pretrain.training.evaluation import Evaluation
+from pretrain.training.folder_watch import FolderWatch
 from pretrain.training.loop import Trainer
 from pretrain.training.run_folder import RunFolder
 
@@ -235,7 +236,7 @@ def train(plan: Plan, environment: RankEnvironment, launcher: LauncherChain, fol
         folder: the run's.
     """
     folder.acquire()
-    log = folder.path / "logs" / f"rank_{environment.rank}.log"
+    log = folder.path / LOGS / f"rank_{environment.rank}.log"
     signals = SignalStop()
     process_group.start(environment, log)
     try:
@@ -246,6 +247,7 @@ def train(plan: Plan, environment: RankEnvironment, launcher: LauncherChain, fol
                 print(f"{folder.path}: done; set a later last step to go on, or another run.dir to start anew")
                 say_result(folder)
             return EXIT_DONE
+        collectives.on_first(folder.check_room, not_written)
         with Watchdog(folder.path, plan.experiment.watchdog, environment.local_world_size) as watchdog:
             return run_session(plan, state == RESUMES, [watchdog, signals, OrphanWatch(launcher)], folder, log)
     finally:
@@ -270,12 +272,19 @@ def run_session(plan: Plan, resumes: bool, guards: Sequence[Callback], folder: R
     folder.write(CONFIG, texts[CONFIG].decode())
     folder.write(TOKENIZER, texts[TOKENIZER])
     folder.write(DEEPSPEED, json.dumps(plan.deepspeed, indent=1) + "\n")
+    collectives.on_first(folder.complete, not_written)
     stop = session.run()
     folder.event("end", session.progress.step, reason=stop.reason, exit_code=stop.exit_code)
+    collectives.on_first(folder.complete, not_written)
     if folder.writes:
         print(f"{folder.path}: ended at step {session.progress.step} ({stop.reason})", flush=True)
         say_result(folder)
     return stop.exit_code
+
+
+def not_written(reason: str) -> WriteFailed:
+    """What ends a session that cannot write to its folder."""
+    return WriteFailed(f"run.dir: {reason}; then give the same command again")
 
 
 def check_layout(plan: Plan, folder: RunFolder) -> None:
@@ -336,7 +345,7 @@ def callbacks(plan: Plan, texts: dict[str, bytes]) -> list[Callback]:
     """In the order in which they run; what saves comes last."""
     monitors = plan.experiment.monitors
     metrics, evaluation = Metrics(monitors.spike_window), Evaluation(plan.data.validation)
-    chosen: list[Callback] = [Continuity(), metrics, evaluation]
+    chosen: list[Callback] = [FolderWatch(), Continuity(), metrics, evaluation]
     depth: DepthSignals | None = None
     verdicts: Verdicts | None = None
     saves = Checkpoints(layout(plan), texts)

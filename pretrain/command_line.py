@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import logging
 import os
@@ -75,6 +76,12 @@ def run(action: Callable[[], int | None], speaks: bool = True) -> int:
     if speaks:
         print(f"error: {problem}", file=sys.stderr, flush=True)
     return code
+
+
+def say(line: str) -> None:
+    """A line on standard error. Where that is a closed terminal, or a file on a full disk, nothing is said."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def leave(code: int) -> NoReturn:

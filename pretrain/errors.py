@@ -39,6 +39,16 @@ class SaveFailed(UserError):
     exit_code = EXIT_CRASHED
 
 
+class WriteFailed(UserError):
+    """The run's folder cannot be written to (a full disk); nothing in it is half, its checkpoints are whole."""
+
+    exit_code = EXIT_CRASHED
+
+
+class FolderLost(UserError):
+    """run.dir is another folder than the one that this session writes to, which it cannot find any more."""
+
+
 class ResumeMismatch(UserError):
     """The first loss after a resume is not the one that belongs there."""
 

@@ -122,3 +122,31 @@ def train_with_loss_scaler(rank: int, argv: list[str]) -> int:
 
     ZeroEngine.attach = attach_with_scaler  # type: ignore[method-assign]
     return main(argv)
+
+
+def train_on_a_filling_disk(rank: int, argv: list[str], filler: str, first: int, last: int) -> int:
+    """Train; rank 0 fills the disk of file `filler` before step `first` and makes room again before step `last`."""
+    from pretrain.train import main
+    from pretrain.training.loop import Trainer
+
+    start_step = Trainer._step
+
+    def step(trainer: Trainer, number: int) -> None:
+        if rank == 0 and number == first:
+            fill_disk(Path(filler))
+        if rank == 0 and number == last:
+            Path(filler).unlink()
+        start_step(trainer, number)
+
+    Trainer._step = step  # type: ignore[method-assign]
+    return main(argv)
+
+
+def fill_disk(filler: Path, left: int = 0) -> None:
+    """Write a file until nothing more goes onto its disk, then give `left` bytes back."""
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            file.truncate(file.tell() - left)

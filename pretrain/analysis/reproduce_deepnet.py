@@ -138,12 +138,11 @@ def curve_of(run: RecordedRun, steps: int) -> Curve | None:
         values[logged_at[inside] - 1] = logged[inside]
         return values
 
-    names = ("model_update", "model_update_step", "model_update_bound", "loss")
     evaluated = run.metrics.get("source_use")
-    use = math.nan
-    if evaluated is not None and (inside := evaluated.values[evaluated.steps <= steps]).size:
-        use = float(inside[-1])
-    return Curve(*(column(name) for name in names), use)
+    uses = [math.nan] if evaluated is None else [math.nan, *evaluated.values[evaluated.steps <= steps].tolist()]
+    return Curve(
+        column("model_update"), column("model_update_step"), column("model_update_bound"), column("loss"), uses[-1]
+    )
 
 
 def every_curve(curves: Curves) -> Iterator[tuple[Setting, int, Curve]]:

@@ -19,6 +19,8 @@ LAST_BYTES = {METRICS: 2_000_000, EVENTS: 300_000, VERDICTS: 1_000_000}
 """How much of the end of a file is read at first; of layers.jsonl it is the last line."""
 BLOCK = 1 << 20
 AT_ONCE = 64 << 20
+SEEN_BEFORE = 400
+"""Bytes that tell a file which was cut and has grown again from one that has only grown: times stand in every line."""
 SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15")
 CONNECT_SECONDS = 40
 
@@ -85,7 +87,8 @@ class LocalRun(Source):
 
 
 class GrowingFile:
-    """Whole lines as a file gets them. A file that was cut or replaced is begun anew at its end.
+    """Whole lines as a file gets them. A file that was cut or replaced is begun anew at its end, also where a resume
+    has cut it and written so much since that it is longer than before.
 
     Args:
         path: may not exist yet.
@@ -95,6 +98,8 @@ class GrowingFile:
     def __init__(self, path: Path, last: int | None):
         self.path, self.last = path, last
         self.inode, self.position, self.half = -1, 0, b""
+        self.before = b""
+        """What stood before `position`."""
 
     def lines(self) -> list[bytes]:
         try:
@@ -105,14 +110,20 @@ class GrowingFile:
 
     def _new(self, file: IO[bytes]) -> list[bytes]:
         inode, size = os.fstat(file.fileno()).st_ino, file.seek(0, 2)
-        if inode != self.inode or size < self.position:
+        if inode != self.inode or size < self.position or self._was_cut(file):
             self.inode, self.half = inode, b""
             self.position = last_line(file, size) if self.last is None else first_line(file, max(0, size - self.last))
         file.seek(self.position)
         new = file.read(min(AT_ONCE, size - self.position))
         self.position += len(new)
+        file.seek(max(0, self.position - SEEN_BEFORE))
+        self.before = file.read(min(self.position, SEEN_BEFORE))
         *whole, self.half = (self.half + new).split(b"\n")
         return whole
+
+    def _was_cut(self, file: IO[bytes]) -> bool:
+        file.seek(self.position - len(self.before))
+        return file.read(len(self.before)) != self.before
 
 
 def first_line(file: IO[bytes], start: int) -> int:

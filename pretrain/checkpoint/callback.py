@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint.restore import trusted
 from pretrain.checkpoint.save import Saved, Saver
-from pretrain.errors import SaveFailed
+from pretrain.command_line import say
+from pretrain.errors import FolderLost, SaveFailed
 from pretrain.parallel import collectives
 from pretrain.state.keep import Keep
 from pretrain.state.reader import Checkpoint, step_folder
@@ -80,6 +80,7 @@ class Checkpoints(Callback):
     def last_trusted(self, trainer: Trainer, newest: int) -> Checkpoint | None:
         """See `trusted`; a save that is being written is waited for."""
         self._finish_earlier(trainer)
+        collectives.on_first(trainer.folder.check, FolderLost)
         return trusted(trainer.folder.checkpoints, newest)
 
     def on_close(self, trainer: Trainer) -> None:
@@ -132,14 +133,16 @@ class Checkpoints(Callback):
                     self._alert(trainer, saved.step, saved.prune_problem)
 
             keep = Keep(section.keep_last, section.keep_every)
-            self._saver = Saver(trainer.folder.checkpoints, keep, self.layout, self.texts, tell)
+            folder = trainer.folder
+            self._saver = Saver(folder.checkpoints, keep, self.layout, self.texts, tell, folder.check, folder.complete)
+        self._saver.checkpoints = trainer.folder.checkpoints  # the folder may have been moved
         return self._saver
 
     @staticmethod
     def _alert(trainer: Trainer, step: int, problem: object, then: str = "training goes on") -> None:
         trainer.folder.event("alert", step, reason=str(problem))
         if collectives.is_first():
-            print(f"step {step}: {problem}; {then}", file=sys.stderr, flush=True)
+            say(f"step {step}: {problem}; {then}")
 
     def state_dict(self) -> dict[str, Any]:
         return {"saved_step": self.saved_step}

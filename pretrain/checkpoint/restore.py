@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from pretrain.checkpoint.save import TEMPORARY
 from pretrain.checkpoint.snapshot import RNG
 from pretrain.config.load import load_experiment
 from pretrain.config.schema import Experiment
-from pretrain.errors import CheckpointError
+from pretrain.errors import CheckpointError, WriteFailed
 from pretrain.parallel import collectives
 from pretrain.parallel.engine import Engine
 from pretrain.state.files import replace_text
@@ -219,7 +218,7 @@ def resume(trainer: Trainer, checkpoint: Checkpoint, within_session: bool = Fals
     trainer.load_state_dict(state)
     _restore_rng(checkpoint)
     trainer.resumed(checkpoint, within_session)
-    trainer.folder.cut_logs(trainer.progress.step)
+    cut_logs(trainer.folder, trainer.progress.step)
 
 
 def start_anew(folder: RunFolder) -> None:
@@ -228,9 +227,17 @@ def start_anew(folder: RunFolder) -> None:
     logged = (folder.path / METRICS).is_file() and (folder.path / METRICS).stat().st_size > 0
     if folder.writes and (begun or logged):
         reason = "an earlier session ended before its first checkpoint was complete; training starts anew at step 0"
-        print(f"{folder.path}: {reason}", file=sys.stderr, flush=True)
-        folder.event("alert", 0, reason=reason)
-    folder.cut_logs(0)
+        folder.alert(0, reason)
+    cut_logs(folder, 0)
+
+
+def cut_logs(folder: RunFolder, step: int) -> None:
+    """Cut the logs off behind `step`. Collective.
+
+    Raises:
+        WriteFailed: on every rank, if rank 0 cannot.
+    """
+    collectives.on_first(lambda: folder.cut_logs(step), lambda reason: WriteFailed(f"run.dir: {reason}"))
 
 
 def _restore_rng(checkpoint: Checkpoint) -> None:

@@ -76,6 +76,9 @@ class Saver:
         layout: how this session is laid out, for the manifest.
         texts: further files (config.yaml, tokenizer.model), written by rank 0.
         tell: called by rank 0's thread once a checkpoint is complete.
+        check: called on rank 0 before anything is written; raises if it must not be.
+        complete: called by rank 0's thread before a checkpoint gets its name; raises if what belongs to it elsewhere is
+            not on the disk.
     """
 
     def __init__(
@@ -85,8 +88,11 @@ class Saver:
         layout: dict[str, Any],
         texts: dict[str, bytes],
         tell: Callable[[Saved], None],
+        check: Callable[[], None] = lambda: None,
+        complete: Callable[[], None] = lambda: None,
     ):
         self.checkpoints, self.keep, self.layout, self.texts, self.tell = checkpoints, keep, layout, texts, tell
+        self.check, self.complete = check, complete
         self._rank, self._ranks = collectives.rank(), collectives.world_size()
         self._snapshot = Snapshot()
         self._running: _Running | None = None
@@ -160,6 +166,7 @@ class Saver:
 
     def _make_room(self, temporary: Path) -> None:
         if collectives.is_first():
+            self.check()
             for stale in self.checkpoints.glob(f"{TEMPORARY}*"):
                 shutil.rmtree(stale)
             (temporary / SHARES).mkdir(parents=True)
@@ -208,6 +215,7 @@ class Saver:
         pieces = [piece for rank in range(self._ranks) for piece in read_pieces(temporary, rank)]
         write_common_files(temporary, Index(pieces), training, self.texts)
         final = step_folder(self.checkpoints, step)
+        self.complete()  # the logs up to here are on the disk before a session can go on from here
         commit(temporary, final, step, self.layout, {rank_file(rank): record for rank, record in enumerate(records)})
         replace_text(self.checkpoints / LATEST, f"{final.name}\n")
         reached("latest_moved")

@@ -20,6 +20,7 @@ from pretrain.errors import ConfigError
 from pretrain.objectives.registry import OBJECTIVES
 from pretrain.objectives.vocabulary import BYTE_PIECES, MARKS, reserved_pieces
 from pretrain.schedules.registry import SCHEDULES
+from pretrain.state.run_files import FOLDERS
 
 
 @dataclass(frozen=True)
@@ -331,10 +332,21 @@ def vocabulary_has_room(experiment: Experiment, machine: Machine) -> None:
 def run_folder_is_free(experiment: Experiment, machine: Machine) -> None:
     folder = Path(experiment.run_dir).expanduser()
     for path in (folder, *folder.parents):
+        if path.is_symlink() and not path.exists():
+            raise ConfigError(
+                f"run.dir = {experiment.run_dir}: {path} is a link to {path.readlink()}, which is not there (is a disk "
+                "not mounted?); mend the link, or set another run.dir"
+            )
         if path.exists():
             if not path.is_dir():
                 raise ConfigError(f"run.dir = {experiment.run_dir}: {path} is a file; set run.dir to a folder")
-            return
+            break
+    for path in (folder / name for name in FOLDERS):
+        if (path.is_symlink() or path.exists()) and not path.is_dir():
+            raise ConfigError(
+                f"run.dir = {experiment.run_dir}: {path} is no folder, and no link to one; remove it, or set "
+                "another run.dir"
+            )
 
 
 def _text_exists(key: str, corpus: str) -> None:

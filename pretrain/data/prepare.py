@@ -52,6 +52,8 @@ FORMAT = 1  # of the caches; raise it when their content changes for the same ke
 CHUNK = 1 << 20  # characters; longer documents are cut after a line end and encoded piece by piece
 ENCODE_AT_ONCE = 256  # chunks
 THREADS = 2
+LOOKED_AT = 1000
+"""Training samples of which one must have something to predict; mostly the first has."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ def prepare(experiment: Experiment, quiet: bool = False) -> PreparedData:
     if not quiet:
         _say_left_out(splits, train, files["train"].documents // unit.sequences)
     targets = fixed_targets(splits["validation"], experiment.evaluation.samples)
+    _need_targets(experiment, objective, targets, splits)
     return PreparedData(tokenizer, objective, **splits, fingerprint=name, unigram_entropy=unigram_entropy(targets))
 
 
@@ -215,10 +218,34 @@ def fixed_targets(samples: Samples, count: int) -> np.ndarray:
 
 
 def unigram_entropy(labels: np.ndarray) -> float:
-    """H = -sum p log p over the tokens' frequencies in `labels` (any shape, -100 left out), in nats."""
+    """H = sum p log 1/p over the tokens' frequencies in `labels` (any shape, -100 left out, one at least), in nats."""
     _, counts = np.unique(labels[labels != IGNORE_INDEX], return_counts=True)
-    p = counts / counts.sum()
-    return float(-(p * np.log(p)).sum())
+    return float((counts / counts.sum() * np.log(counts.sum() / counts)).sum())
+
+
+def _need_targets(experiment: Experiment, objective: Any, targets: np.ndarray, splits: dict[str, Samples]) -> None:
+    """Raises DataError: the validation samples, or the first that would be trained on, have no token to predict."""
+    chosen: Any = experiment.objective
+    cures = ["a longer data.sequence_length", *getattr(objective, "more_targets", ())]
+    what = f"objective.kind = {chosen.kind} finds no token to predict in"
+    if not (targets != IGNORE_INDEX).any():
+        if len(targets) < len(splits["validation"]):
+            cures.insert(0, "more evaluation.samples")
+        raise DataError(
+            f"evaluation.samples = {experiment.evaluation.samples}: {what} the {len(targets):,} validation samples; "
+            f"set {_any_of(cures)}, or give other text as data.validation"
+        )
+    train = splits["train"]
+    looked_at = range(min(len(train), LOOKED_AT))
+    if not any((train[index]["labels"] != IGNORE_INDEX).any() for index in looked_at):
+        raise DataError(
+            f"data.train: {what} the first {len(looked_at):,} of {len(train):,} samples; set {_any_of(cures)}, or give "
+            "other text"
+        )
+
+
+def _any_of(cures: list[str]) -> str:
+    return " or ".join([", ".join(cures[:-1]), cures[-1]] if len(cures) > 1 else cures)
 
 
 def _fingerprint(experiment: Experiment, train: Source, validation: Source, tokenizer: Tokenizer) -> str:

@@ -14,7 +14,8 @@ from pretrain.command_line import Parser, positive, run
 from pretrain.errors import EXIT_DONE, EXIT_HANG, EXIT_INTERRUPTED, EXIT_ORPHANED, EXIT_STOPPED_BY_SIGNAL
 from pretrain.state.files import replace_text
 from pretrain.state.reader import list_checkpoints
-from pretrain.state.run_files import CHECKPOINTS, EVENTS, records
+from pretrain.state.run_files import CHECKPOINTS
+from pretrain.state.run_files import events as events_of
 
 EXAMPLE = """example:
   trap 'exit 130' INT
@@ -61,7 +62,7 @@ def why_not(folder: Path, status: int | None, patience: int) -> str:
             then the run's own events tell.
         patience: restarts in a row without a newer checkpoint.
     """
-    before, events = _counts(folder), list(records(folder / EVENTS))
+    before, events = _counts(folder), list(events_of(folder))
     sessions, step = _sessions(events), _newest_step(folder)
     reason = _status_says(status) if status is not None else _events_say(events, sessions > before.sessions)
     tries = 0 if step > before.step else before.without_progress
@@ -78,7 +79,7 @@ def why_not(folder: Path, status: int | None, patience: int) -> str:
 def take_stock(folder: Path) -> None:
     """Before the first session: what is in the folder belongs to earlier ones."""
     if folder.is_dir():
-        _write(folder, Counts(_sessions(list(records(folder / EVENTS))), _newest_step(folder), 0))
+        _write(folder, Counts(_sessions(list(events_of(folder))), _newest_step(folder), 0))
 
 
 def _status_says(status: int) -> str:
@@ -91,10 +92,10 @@ def _events_say(events: Sequence[dict[str, Any]], new_session: bool) -> str:
     if not new_session:
         return "no session has begun since the last restart: wrong input, or the launcher failed"
     for event in reversed(events):
-        if event["event"] == "end":
+        if event["event"] == "end" and isinstance(event.get("exit_code"), int):
             return _status_says(event["exit_code"])
         if event["event"] in ("crash", "hang"):
-            return "" if event["event"] == "hang" else f"it crashed and would again: {event['reason']}"
+            return "" if event["event"] == "hang" else f"it crashed and would again: {event.get('reason')}"
         if event["event"] in ("start", "resume"):
             break
     return ""  # killed: nobody could say anything

@@ -25,6 +25,7 @@ class Metrics(Callback):
     def __init__(self, spike_window: int) -> None:
         self.latest: dict[str, Any] = {}
         self.spike_score = SpikeScore(spike_window)
+        self._told = False
 
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
         progress, result = trainer.progress, report.result
@@ -45,6 +46,9 @@ class Metrics(Callback):
             "nonfinite_count": progress.nonfinite,
         }
         self.spike_score.add(result.loss)
+        if not result.target_tokens and not self._told and trainer.folder.writes:
+            self._told = True
+            trainer.folder.alert(report.step, f"step {report.step} had no token to predict in its batch: its loss is 0")
         if report.step % trainer.experiment.monitors.log_interval == 0:
             trainer.folder.append(METRICS, self.latest)
 

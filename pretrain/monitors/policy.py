@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -211,7 +212,8 @@ class Policy(Callback):
 def say(step: int, reason: str, what: str) -> None:
     """A decision in one line above the progress bar, once for all ranks."""
     if collectives.is_first():
-        tqdm.write(f"step {step}: {what}; {reason}", file=sys.stderr)
+        with suppress(OSError):  # a closed terminal
+            tqdm.write(f"step {step}: {what}; {reason}", file=sys.stderr)
 
 
 def skip_range(checkpoint: Checkpoint, trainer: Trainer, position: int, samples: int) -> list[int]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from contextlib import suppress
 from typing import Protocol
 
 from tqdm import tqdm
 
+from pretrain.command_line import say
 from pretrain.monitors.verdicts import Verdict
 from pretrain.training.callback import Callback
 from pretrain.training.evaluation import Evaluation
@@ -62,16 +64,17 @@ class ProgressBar(Callback):
             text += f", source use {self.evaluation.source_use:.3f}"
         text += f", {trainer.tokens_per_step / report.step_seconds:,.0f} tokens/s"
         if self.bar is not None:
-            self._show_verdict()
-            self.bar.set_description_str(text, refresh=False)
-            self.bar.update(report.step - self.bar.n)  # a rollback goes back
+            with suppress(OSError):  # a terminal that was closed
+                self._show_verdict()
+                self.bar.set_description_str(text, refresh=False)
+                self.bar.update(report.step - self.bar.n)  # a rollback goes back
             return
         now = time.monotonic()
         if now - self.last_line >= SECONDS_BETWEEN_LINES or report.step in (self.first_step + 1, trainer.last_step):
             self.last_line = now
             left = (now - self.start) / max(1, report.step - self.first_step) * (trainer.last_step - report.step)
             line = f"step {report.step}/{trainer.last_step}  {text}, {tqdm.format_interval(left)} left"
-            print(line, file=sys.stderr, flush=True)
+            say(line)
             self._print_verdict()
 
     def _verdict(self) -> str:
@@ -92,9 +95,10 @@ class ProgressBar(Callback):
         what = "" if worst is None else f"{worst.level.name} {worst.signal} {worst.group}"
         if what != self.last_verdict:
             self.last_verdict = what
-            print(self._verdict() or "all verdicts are ok again", file=sys.stderr, flush=True)
+            say(self._verdict() or "all verdicts are ok again")
 
     def on_close(self, trainer: Trainer) -> None:
         for bar in (self.bar, self.below):
             if bar is not None:
-                bar.close()
+                with suppress(OSError):
+                    bar.close()

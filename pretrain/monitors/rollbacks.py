@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 from pretrain.parallel import collectives
-from pretrain.state.run_files import EVENTS, records
 from pretrain.training.run_folder import RunFolder
+
+NEEDED = {"step", "to_step", "sample_ranges", "rate_factor", "rate_last_step"}
 
 
 class Rollbacks:
@@ -19,8 +20,8 @@ class Rollbacks:
 
     def read(self, folder: RunFolder) -> None:
         """Read them anew. Collective: rank 0 reads."""
-        events = records(folder.path / EVENTS) if collectives.is_first() else ()
-        found = json.dumps([event for event in events if event.get("event") == "rollback"])
+        told = folder.events() if collectives.is_first() else ()
+        found = json.dumps([event for event in told if event["event"] == "rollback" and event.keys() >= NEEDED])
         self.entries = json.loads(collectives.share_text(found))
 
     @property

@@ -56,6 +56,7 @@ class MaskedLM:
 
     Attributes:
         raw_length: S - 2.
+        more_targets: what helps where no token is chosen in any sample, in words.
 
     Raises:
         ConfigError: no mask piece, shares above 1, or a length without room for text.
@@ -84,6 +85,7 @@ class MaskedLM:
         self.segmented = self.document_mask = document_mask
         self.source_length = sequence_length
         self.raw_length = sequence_length - 2
+        self.more_targets = ["a larger objective.rate", *(["objective.whole_word=false"] if config.whole_word else [])]
 
     def sample(self, text: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Mask one piece of text.

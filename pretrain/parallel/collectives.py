@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from pretrain.errors import UserError
 
 
 def world_size() -> int:
@@ -76,3 +80,18 @@ def first_text(text: str) -> str:
     """On every rank, the text of the lowest rank whose text is not empty; empty if all are."""
     holder = int(-max_over(torch.tensor([-rank() if text else -world_size()])).item())
     return share_text(text, holder) if holder < world_size() else ""
+
+
+def on_first(action: Callable[[], None], failed: Callable[[str], Exception]) -> None:
+    """Run `action` on rank 0; if the disk or the user fails it there, raise `failed(its words)` on every rank.
+
+    Collective.
+    """
+    problem = ""
+    if is_first():
+        try:
+            action()
+        except (OSError, UserError) as error:
+            problem = str(error)
+    if reason := first_text(problem):
+        raise failed(reason)

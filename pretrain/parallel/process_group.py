@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import io
 import locale
 import logging
 import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -45,13 +46,33 @@ def accelerator() -> Literal["cpu", "cuda"]:
 def quiet(log: Path) -> Iterator[None]:
     """Send what libraries print and log inside the block to `log`, appending."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as file, redirect_stdout(file):
+    with _Talk(log) as file, redirect_stdout(file):
         yield
+
+
+class _Talk(io.TextIOBase):
+    """Appends to a file as far as there is room for it: what libraries say is no reason to end."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._file.write(text.encode(errors="backslashreplace"))
+        return len(text)
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._file.close()
+        super().close()
 
 
 def send_library_talk(log: Path) -> None:
     """DeepSpeed's logger and all Python warnings write to `log` instead of the terminal, from now on."""
-    handler = logging.FileHandler(log, encoding="utf-8")
+    handler = logging.StreamHandler(_Talk(log))
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.captureWarnings(True)
     for name in ("DeepSpeed", "py.warnings"):

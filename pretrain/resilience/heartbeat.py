@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from pretrain.state.files import naming
+
 Status = Literal["runs", "dumped", "ended", "crashed"]
 
 
@@ -64,12 +66,14 @@ def beat_file(logs: Path, rank: int) -> Path:
 def write_beat(logs: Path, beat: Beat) -> None:
     """Write over the file in place: no new blocks on a full disk, and closing it makes it visible over NFS."""
     line = (json.dumps(asdict(beat)).ljust(500) + "\n").encode()
-    handle = os.open(beat_file(logs, beat.rank), os.O_WRONLY | os.O_CREAT, 0o644)
-    try:
-        os.pwrite(handle, line, 0)
-        os.ftruncate(handle, len(line))
-    finally:
-        os.close(handle)
+    path = beat_file(logs, beat.rank)
+    with naming(path):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            os.pwrite(handle, line, 0)
+            os.ftruncate(handle, len(line))
+        finally:
+            os.close(handle)
 
 
 def read_beat(logs: Path, rank: int, session: str) -> Beat | None:

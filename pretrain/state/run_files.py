@@ -20,6 +20,8 @@ METRICS, LAYERS, EVENTS = "metrics.jsonl", "layers.jsonl", "events.jsonl"
 CHECKPOINTS = "checkpoints"
 ASIDE = "aside"
 """The state in which a run was stopped, in doubt: for a look, never resumed from."""
+LOGS, TENSORBOARD = "logs", "tensorboard"
+FOLDERS = (CHECKPOINTS, ASIDE, LOGS, TENSORBOARD)
 
 
 def check_run(path: Path, also: str = "") -> None:
@@ -43,7 +45,7 @@ def read_summary(run: Path) -> dict[str, Any]:
         return {}
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         summary = None
     if not isinstance(summary, dict):
         raise CheckpointError(f"{path}: is not a JSON object; remove it, the next training session writes it again")
@@ -61,14 +63,19 @@ def as_record(line: bytes) -> dict[str, Any] | None:
     """The object on a line of a .jsonl log; None if there is none."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 
 
+def events(run: Path) -> Iterator[dict[str, Any]]:
+    """What events.jsonl tells, each with `event`, its name; lines without one are left out."""
+    return (record for record in records(run / EVENTS) if isinstance(record.get("event"), str))
+
+
 def tells_of_saves(run: Path) -> bool:
     """Whether events.jsonl speaks of a checkpoint that was complete."""
-    return any(event.get("event") in ("save", "resume") for event in records(run / EVENTS))
+    return any(event["event"] in ("save", "resume") for event in events(run))
 
 
 def merge_summary(run: Path, figures: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from pretrain.state.files import FileRecord
+from pretrain.state.files import FileRecord, naming
 
 SHARES = "shares"
 SECONDS_BETWEEN_LOOKS = (0.01, 0.5)
@@ -44,8 +44,9 @@ def tell_failed(folder: Path, rank: int, reason: str) -> None:
 def _tell(folder: Path, rank: int, outcome: str, text: str) -> None:
     path = folder / SHARES / f"{rank:05d}.{outcome}"
     draft = path.with_suffix(".draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.rename(path)
+    with naming(draft):
+        draft.write_text(text, encoding="utf-8")
+        draft.rename(path)
 
 
 def wait_for_shares(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pretrain.errors import CheckpointError
-from pretrain.state.files import FileRecord, flush
+from pretrain.state.files import FileRecord, flush, naming
 
 DTYPES = {"F32": torch.float32, "U8": torch.uint8}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -44,7 +44,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     digest, written, flushed = hashlib.sha256(), 0, 0
-    with path.open("wb", buffering=0) as file:
+    with naming(path), path.open("wb", buffering=0) as file:
         parts = [memoryview(len(text).to_bytes(8, "little") + text)]
         for chunk in _chunks([*parts, *(_bytes(tensors[name]) for name in ordered if tensors[name].numel())]):
             digest.update(chunk)

@@ -177,6 +177,7 @@ class Trainer:
             "data": self.loader.state_dict(),
             "optimizer_steps": self.engine.optimizer_step_count(),
             "loss_scaler": self.engine.loss_scaler_state(),
+            "logs": self.folder.state_dict(),
             "callbacks": {type(callback).__name__: callback.state_dict() for callback in self.callbacks},
         }
 
@@ -193,5 +194,6 @@ class Trainer:
         self.loader.load_state_dict(state["data"])
         self.engine.set_optimizer_step_count(state["optimizer_steps"])
         self.engine.load_loss_scaler_state(state.get("loss_scaler", {}))  # not there in older checkpoints
+        self.folder.load_state_dict(state.get("logs"))
         for callback in self.callbacks:
             callback.load_state_dict(state["callbacks"].get(type(callback).__name__, {}))

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any
 
-from pretrain.errors import EXIT_DONE, EXIT_ORPHANED, EXIT_STOPPED_BY_SIGNAL, EXIT_UNSTABLE
+from pretrain.errors import EXIT_DONE, EXIT_ORPHANED, EXIT_STOPPED_BY_SIGNAL, EXIT_UNSTABLE, EXIT_WRONG_INPUT
 
 
 class Stop(IntEnum):
@@ -19,12 +19,15 @@ class Stop(IntEnum):
     SIGTERM = 4
     ORPHANED = 5
     UNSTABLE = 6
+    FOLDER_LOST = 7
 
     @property
     def reason(self) -> str:
         """As events.jsonl has it."""
         if self == Stop.ORPHANED:
             return "launcher died"
+        if self == Stop.FOLDER_LOST:
+            return "run.dir is another folder"
         return self.name if self in (Stop.SIGINT, Stop.SIGTERM) else self.name.lower()
 
     @property
@@ -32,6 +35,7 @@ class Stop(IntEnum):
         return {
             Stop.ORPHANED: EXIT_ORPHANED,
             Stop.UNSTABLE: EXIT_UNSTABLE,
+            Stop.FOLDER_LOST: EXIT_WRONG_INPUT,
             Stop.SIGINT: EXIT_STOPPED_BY_SIGNAL,
             Stop.SIGTERM: EXIT_STOPPED_BY_SIGNAL,
         }.get(self, EXIT_DONE)

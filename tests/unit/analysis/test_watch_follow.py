@@ -64,7 +64,7 @@ def test_the_end_of_a_large_file_is_all_that_is_read(tmp_path: Path) -> None:
     assert GrowingFile(path, 12).lines() == [b"first", b"last"]
 
 
-@pytest.mark.parametrize("how", ["cut", "replaced"])
+@pytest.mark.parametrize("how", ["cut", "replaced", "cut and grown"])
 def test_a_file_that_was_cut_or_replaced_is_begun_anew(tmp_path: Path, how: str) -> None:
     path = tmp_path / "log"
     path.write_text("1\n2\n3\n")
@@ -72,10 +72,21 @@ def test_a_file_that_was_cut_or_replaced_is_begun_anew(tmp_path: Path, how: str)
     file.lines()
     if how == "cut":
         path.write_text("1\n")
+    elif how == "cut and grown":
+        with path.open("r+") as cut:
+            cut.truncate(2)
+        append(path, "2b\n3b\n4b\n")
     else:
         (tmp_path / "new").write_text("1\n2\n3\n4\n5\n")
         (tmp_path / "new").replace(path)
-    assert file.lines() == ([b"1"] if how == "cut" else [b"1", b"2", b"3", b"4", b"5"])
+    assert (
+        file.lines()
+        == {
+            "cut": [b"1"],
+            "replaced": [b"1", b"2", b"3", b"4", b"5"],
+            "cut and grown": [b"1", b"2b", b"3b", b"4b"],
+        }[how]
+    )
     append(path, "new\n")
     assert file.lines() == [b"new"]
 

@@ -194,3 +194,25 @@ def test_every_check_function_of_the_module_is_in_the_tuple():
     functions = {value for name, value in vars(checks).items() if callable(value) and not name.startswith("_")
                  and getattr(value, "__module__", "") == checks.__name__}  # fmt: skip
     assert functions - {checks.check, checks.BatchPlan, checks.Machine} == set(checks.CHECKS)
+
+
+def test_a_run_folder_may_be_a_link_to_a_folder_and_to_nothing_else(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "run").mkdir()
+    for target in ("run", "file", "nowhere", "loop"):
+        (tmp_path / f"to_{target}").symlink_to(tmp_path / (f"to_{target}" if target == "loop" else target))
+    check(demo(f"run.dir={tmp_path}/to_run"), 1, "cpu")
+    check(demo(f"run.dir={tmp_path}/to_run/new"), 1, "cpu")
+    assert f"{tmp_path}/to_file is a file; set run.dir to a folder" in message(demo(f"run.dir={tmp_path}/to_file"))
+    for folder in ("to_nowhere", "to_nowhere/run"):
+        line = message(demo(f"run.dir={tmp_path}/{folder}"))
+        assert line.startswith(f"run.dir = {tmp_path}/{folder}: {tmp_path}/to_nowhere is a link to {tmp_path}/nowhere,")
+    assert "to_loop is a link to" in message(demo(f"run.dir={tmp_path}/to_loop"))
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "logs", "tensorboard"])
+def test_what_stands_in_the_place_of_a_run_s_own_folders_is_named(tmp_path, name):
+    (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    assert f"{tmp_path}/{name} is no folder, and no link to one" in message(demo(f"run.dir={tmp_path}"))
+    (tmp_path / "nowhere").mkdir()
+    check(demo(f"run.dir={tmp_path}"), 1, "cpu")

@@ -178,3 +178,39 @@ def test_the_embedded_corpus_is_ready_in_time(experiment):
     start = time.monotonic()
     prepare(experiment(train="embedded", vocab_size=4096, sequence_length=128), quiet=True)
     assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("wordy", "named"),
+    [
+        ("train", "evaluation.samples = 2: objective.kind = masked_lm finds no token to predict in the 2 validation"),
+        ("validation", "data.train: objective.kind = masked_lm finds no token to predict in the first "),
+    ],
+)
+def test_samples_without_anything_to_predict_are_refused(experiment, tmp_path, wordy, named):
+    """Whole words, where every word is longer than what may be predicted of a sample."""
+    texts = {"train": "".join(chr(97 + i * i % 23) for i in range(4000)), "validation": "q" * 1500}
+    texts[wordy] = "\n".join(f"line {number} of x = 1" for number in range(300))
+    paths = {split: tmp_path / f"{split}.jsonl" for split in texts}
+    for split, path in paths.items():
+        path.write_text(json.dumps({"text": texts[split]}) + "\n")
+    settings = experiment(
+        objective={"kind": "masked_lm", "whole_word": True, "rate": 0.1},
+        samples=2,
+        train=str(paths["train"]),
+        validation=str(paths["validation"]),
+        vocab_size=300,
+    )
+    with pytest.raises(DataError) as found:
+        prepare(settings, quiet=True)
+    line = str(found.value)
+    assert line.startswith(named)
+    assert "a longer data.sequence_length, a larger objective.rate or objective.whole_word=false" in line
+    assert ("more evaluation.samples" in line) == (wordy == "train")
+    assert "\n" not in line
+
+
+def test_one_kind_of_target_has_no_entropy():
+    entropy = unigram_entropy(np.array([[7, 7, -100]]))
+    assert f"{entropy:.3f}" == "0.000"
+    assert unigram_entropy(np.array([1, 2, 3, 3])) == pytest.approx(1.5 * math.log(2))

@@ -43,8 +43,8 @@ def step_scalars(log_interval=2):
     evaluation = SimpleNamespace(evaluated_step=4, validation_loss=3.5, source_use=0.25)
     depth = SimpleNamespace(latest=(4, {"update_norm": {"encoder": [1.0, 2.0]}}))
     experiment = Experiment.model_validate({"monitors": {"log_interval": log_interval, "wandb": True}})
-    events = []
-    folder = SimpleNamespace(path="RUN", event=lambda *args, **fields: events.append((args, fields)), events=events)
+    alerts = []
+    folder = SimpleNamespace(path="RUN", alert=lambda step, reason: alerts.append(reason), alerts=alerts)
     trainer = SimpleNamespace(experiment=experiment, folder=folder, progress=SimpleNamespace(step=0))
     return StepScalars(metrics, evaluation, depth), trainer
 
@@ -61,8 +61,8 @@ def test_a_step_shows_what_is_its_own():
 class Client:
     """Stands for the package wandb."""
 
-    def __init__(self, refuses=""):
-        self.refuses, self.calls = refuses, []
+    def __init__(self, refuses="", breaks=""):
+        self.refuses, self.breaks, self.calls = refuses, breaks, []
 
     def Settings(self, **settings):
         return settings
@@ -79,6 +79,8 @@ class Client:
         self.calls.append(("define_metric", names, given))
 
     def log(self, values):
+        if self.breaks:
+            raise OSError(28, self.breaks)
         self.calls.append(("log", values))
 
     def finish(self):
@@ -111,13 +113,13 @@ def test_weights_and_biases_gets_the_same(monkeypatch):
     assert again.calls[0][1]["id"] == "abc"
 
 
-def test_training_goes_on_where_the_client_cannot_begin(monkeypatch, capsys):
-    client = Client(refuses="no API\nkey")
+@pytest.mark.parametrize("client", [Client(refuses="no API\nkey"), Client(breaks="no API key")])
+def test_training_goes_on_where_the_client_cannot_begin_or_go_on(monkeypatch, client):
     _, trainer = session(client, monkeypatch)
-    assert client.calls == []
-    ((_, fields),) = trainer.folder.events
-    assert fields["reason"] == capsys.readouterr().err.strip()
-    assert "monitors.wandb: no API key" in fields["reason"]
+    assert "log" not in [call[0] for call in client.calls]
+    (reason,) = trainer.folder.alerts
+    assert reason.startswith("monitors.wandb: ")
+    assert reason.endswith("no API key; training goes on without it")
 
 
 @pytest.mark.parametrize("found", [None, SimpleNamespace(origin=None)])

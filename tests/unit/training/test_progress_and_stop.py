@@ -32,6 +32,7 @@ def test_exit_codes():
         "SIGTERM": 75,
         "ORPHANED": 76,
         "UNSTABLE": 78,
+        "FOLDER_LOST": 2,
     }
 
 
@@ -44,10 +45,12 @@ def test_reasons():
         "SIGTERM",
         "launcher died",
         "unstable",
+        "run.dir is another folder",
     ]
 
 
 def test_ranks_agree_on_what_is_most_urgent():
     order = [Stop.NO, Stop.STOP_AT_STEP, Stop.MAX_STEPS, Stop.SIGINT, Stop.SIGTERM, Stop.ORPHANED, Stop.UNSTABLE]
+    order.append(Stop.FOLDER_LOST)
     assert sorted(Stop) == order
     assert max(Stop.MAX_STEPS, Stop.SIGTERM) is Stop.SIGTERM

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing as mp
 import os
@@ -10,6 +11,7 @@ import signal
 import pytest
 
 from pretrain.errors import UserError
+from pretrain.state import files
 from pretrain.state.run_files import EVENTS, LAYERS, METRICS
 from pretrain.training.run_folder import RunFolder
 
@@ -186,14 +188,14 @@ class TestCut:
         (tmp_path / name).write_text(text)
 
     def test_what_lies_beyond_the_step_goes(self, folder, tmp_path):
-        steps = [1, 2, 4, 4, 5, 6]
+        steps = [1, 2, 4, 5, 6]
         for name in (METRICS, LAYERS):
             self.write(tmp_path, "".join(f'{{"step": {step}, "x": {step}.5}}\n' for step in steps), name)
         folder.cut_logs(4)
         for name in (METRICS, LAYERS):
-            assert lines(tmp_path / name) == [{"step": step, "x": step + 0.5} for step in (1, 2, 4, 4)]
+            assert lines(tmp_path / name) == [{"step": step, "x": step + 0.5} for step in (1, 2, 4)]
         folder.append(METRICS, {"step": 5})
-        assert [line["step"] for line in lines(tmp_path / METRICS)] == [1, 2, 4, 4, 5]
+        assert [line["step"] for line in lines(tmp_path / METRICS)] == [1, 2, 4, 5]
 
     @pytest.mark.parametrize(
         "half", ['{"step": 3, "lo', '{"step": 3', "{", '{"step": 3, "x": [1, 2', '{"step": 3, "x": "ü']
@@ -231,3 +233,80 @@ class TestCut:
     def test_nothing_there(self, folder, tmp_path):
         folder.cut_logs(3)
         assert list(tmp_path.iterdir()) == []
+
+
+class TestRoom:
+    """The folder of a session whose disk is full: os.write and the flush of a file fail."""
+
+    @pytest.fixture
+    def full(self, folder, monkeypatch):
+        folder.acquire()
+        full = {"is": True}
+        write, flush = os.write, files.flush
+
+        def fail(*args):
+            if full["is"]:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "write", lambda *args: fail() or write(*args))
+        monkeypatch.setattr(files, "flush", lambda *args: fail() or flush(*args))
+        return full
+
+    def test_what_finds_no_room_waits_is_said_once_and_is_written(self, folder, full, tmp_path, capsys):
+        for step in (1, 2):
+            folder.append(METRICS, {"step": step})
+            folder.append_bytes("tensorboard/events", b"%d" % step)
+            folder.write("verdicts.json", f"{step}")
+            folder.update_summary({f"at_{step}": step})
+            with pytest.raises(OSError, match=f"make room on that disk: '{tmp_path}/"):
+                folder.complete()
+        assert capsys.readouterr().err.count("waits in memory, and training goes on\n") == 1
+        full["is"] = False
+        folder.append(METRICS, {"step": 3})
+        folder.complete()
+        assert [entry["step"] for entry in lines(tmp_path / METRICS)] == [1, 2, 3]
+        assert (tmp_path / "tensorboard" / "events").read_bytes() == b"12"
+        assert (tmp_path / "verdicts.json").read_text() == "2"
+        assert json.loads((tmp_path / "summary.json").read_text()) == {"at_1": 1, "at_2": 2}
+        assert [event["event"] for event in lines(tmp_path / EVENTS)] == ["alert", "alert"]
+        assert capsys.readouterr().err.endswith("there is room again: what waited in memory is written\n")
+
+    def test_a_rollback_forgets_what_waits_beyond_it(self, folder, full, tmp_path):
+        for step in (1, 2, 3):
+            folder.append(METRICS, {"step": step})
+        folder.cut_logs(2)
+        folder.append(METRICS, {"step": 3, "again": True})
+        full["is"] = False
+        folder.complete()
+        assert [entry.get("again") for entry in lines(tmp_path / METRICS)] == [None, None, True]
+
+    def test_no_session_begins_without_room(self, folder, full, tmp_path):
+        with pytest.raises(OSError, match="No space left on device, make room"):
+            folder.check_room()
+        full["is"] = False
+        folder.check_room()
+        assert not list(tmp_path.glob(".room*"))
+
+    def test_who_does_not_hold_the_folder_is_told_at_once(self, full, tmp_path):
+        with pytest.raises(OSError, match=EVENTS):
+            RunFolder(tmp_path, writes=True).event("hang", 3)
+
+
+class TestMended:
+    def test_damage_and_a_hole_are_said_in_one_line_and_once(self, folder, tmp_path, capsys):
+        for step in (1, 2, 3, 4):
+            folder.append(METRICS, {"step": step, "loss": 1.0})
+        known = json.loads(json.dumps(folder.state_dict()))
+        text = (tmp_path / METRICS).read_bytes().splitlines(keepends=True)
+        (tmp_path / METRICS).write_bytes(text[0] + b"\xff" + text[1] + text[3] + b'{"step": 5, "loss": 1}\n')
+        second = RunFolder(tmp_path, writes=True)
+        second.load_state_dict(known)
+        second.cut_logs(4)
+        second.cut_logs(4)
+        reason = (
+            "metrics.jsonl, up to step 4, from which this run goes on: 1 line could not be read and was left out; "
+            "steps 2 to 3 are missing"
+        )
+        assert capsys.readouterr().err == f"{tmp_path}: {reason}\n"
+        assert [event["reason"] for event in lines(tmp_path / EVENTS)] == [reason]
+        assert [entry["step"] for entry in lines(tmp_path / METRICS)] == [1, 4]
