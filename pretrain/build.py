@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -261,16 +262,17 @@ def run_session(plan: Plan, resumes: bool, guards: Sequence[Callback], folder: R
         log: of this rank, for what libraries print.
     """
     texts = {CONFIG: to_yaml(plan.experiment).encode(), TOKENIZER: Path(plan.data.tokenizer.path).read_bytes()}
-    with process_group.quiet(log):
-        if plan.experiment.train.canary:
-            check_layout(plan, folder)
-        chosen = [*guards, *callbacks(plan, texts)]
-        session = trainer(plan, resumes, chosen, folder)
-        enter(plan, session, resumes)
-    folder.write(CONFIG, texts[CONFIG].decode())
-    folder.write(TOKENIZER, texts[TOKENIZER])
-    folder.write(DEEPSPEED, json.dumps(plan.deepspeed, indent=1) + "\n")
-    stop = session.run()
+    with ExitStack() as held:  # whatever raises: threads that nobody ends would keep this process alive
+        with process_group.quiet(log):
+            if plan.experiment.train.canary:
+                check_layout(plan, folder)
+            chosen = [*guards, *callbacks(plan, texts)]
+            session = held.enter_context(trainer(plan, resumes, chosen, folder))
+            enter(plan, session, resumes)
+        folder.write(CONFIG, texts[CONFIG].decode())
+        folder.write(TOKENIZER, texts[TOKENIZER])
+        folder.write(DEEPSPEED, json.dumps(plan.deepspeed, indent=1) + "\n")
+        stop = session.run()
     folder.event("end", session.progress.step, reason=stop.reason, exit_code=stop.exit_code)
     if folder.writes:
         print(f"{folder.path}: ended at step {session.progress.step} ({stop.reason})", flush=True)

@@ -14,15 +14,17 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 if not __package__:  # run as a script: import from this clone, and let pretrain/'s folders hide no other package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pretrain.command_line import Parser, leave
+from pretrain.command_line import Parser, leave_with
 from pretrain.command_line import run as run_command
 from pretrain.errors import EXIT_DONE, EXIT_WRONG_INPUT
 from pretrain.launch.environment import RankEnvironment, rank_environment
 from pretrain.launch.parents import launcher_chain
+from pretrain.launch.terminal import outlive_readers
 
 PATIENCE = 10.0
 """Seconds that a rank which must not speak waits before it ends on wrong input."""
@@ -76,5 +78,11 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
+def script(argv: list[str] | None = None) -> NoReturn:
+    """`main` as a process of its own, which ends whatever happens, and whoever still listens."""
+    outlive_readers()
+    leave_with(lambda: main(argv))
+
+
 if __name__ == "__main__":
-    leave(main())
+    script()

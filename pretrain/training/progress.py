@@ -15,26 +15,33 @@ class Stop(IntEnum):
     NO = 0
     STOP_AT_STEP = 1
     MAX_STEPS = 2
-    SIGINT = 3
-    SIGTERM = 4
-    ORPHANED = 5
-    UNSTABLE = 6
+    ORPHANED = 3
+    SIGHUP = 4
+    SIGINT = 5
+    SIGTERM = 6
+    UNSTABLE = 7
 
     @property
     def reason(self) -> str:
         """As events.jsonl has it."""
         if self == Stop.ORPHANED:
             return "launcher died"
-        return self.name if self in (Stop.SIGINT, Stop.SIGTERM) else self.name.lower()
+        return self.name if self in SIGNALS else self.name.lower()
 
     @property
     def exit_code(self) -> int:
-        return {
-            Stop.ORPHANED: EXIT_ORPHANED,
-            Stop.UNSTABLE: EXIT_UNSTABLE,
-            Stop.SIGINT: EXIT_STOPPED_BY_SIGNAL,
-            Stop.SIGTERM: EXIT_STOPPED_BY_SIGNAL,
-        }.get(self, EXIT_DONE)
+        if self in SIGNALS:
+            return EXIT_STOPPED_BY_SIGNAL
+        return {Stop.ORPHANED: EXIT_ORPHANED, Stop.UNSTABLE: EXIT_UNSTABLE}.get(self, EXIT_DONE)
+
+    @property
+    def from_outside(self) -> bool:
+        """Whether somebody wants this session gone soon."""
+        return self == Stop.ORPHANED or self in SIGNALS
+
+
+SIGNALS = (Stop.SIGHUP, Stop.SIGINT, Stop.SIGTERM)
+"""A signal outranks the launcher's death, which often follows from the same one: the event then tells which it was."""
 
 
 @dataclass
