@@ -42,6 +42,7 @@ from pretrain.monitors.tensorboard import TensorBoard
 from pretrain.monitors.weights_and_biases import WeightsAndBiases
 from pretrain.parallel import collectives, process_group
 from pretrain.parallel.build import build_engine
+from pretrain.resilience.limits import BUILD, MEETING
 from pretrain.resilience.orphan import OrphanWatch
 from pretrain.resilience.signals import SignalStop
 from pretrain.resilience.watchdog import Watchdog
@@ -228,18 +229,23 @@ def enter(plan: Plan, session: Trainer, resumes: bool) -> None:
     folder.event("start", 0, init_from=plan.request.init_from, **layout(plan))
 
 
-def train(plan: Plan, environment: RankEnvironment, launcher: LauncherChain, folder: RunFolder) -> int:
+def train(
+    plan: Plan, environment: RankEnvironment, launcher: LauncherChain, folder: RunFolder, watchdog: Watchdog
+) -> int:
     """Start the process group, train, and leave; returns the exit code of why the session ended.
 
     Args:
         launcher: who started this rank, as it was when the rank began.
         folder: the run's.
+        watchdog: has been watching over this rank's start.
     """
     folder.acquire()
     log = folder.path / "logs" / f"rank_{environment.rank}.log"
     signals = SignalStop()
-    process_group.start(environment, log)
     try:
+        watchdog.now(MEETING)
+        process_group.start(environment, log)
+        watchdog.joined()
         # Rank 0 holds the lock: what it sees in the folder counts for all.
         state = collectives.share_text(folder_state(plan.experiment, folder))
         if state == DONE:
@@ -247,8 +253,8 @@ def train(plan: Plan, environment: RankEnvironment, launcher: LauncherChain, fol
                 print(f"{folder.path}: done; set a later last step to go on, or another run.dir to start anew")
                 say_result(folder)
             return EXIT_DONE
-        with Watchdog(folder.path, plan.experiment.watchdog, environment.local_world_size) as watchdog:
-            return run_session(plan, state == RESUMES, [watchdog, signals, OrphanWatch(launcher)], folder, log)
+        watchdog.now(BUILD)
+        return run_session(plan, state == RESUMES, [watchdog, signals, OrphanWatch(launcher)], folder, log)
     finally:
         process_group.end()
 

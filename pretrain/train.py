@@ -25,6 +25,7 @@ from pretrain.errors import EXIT_DONE, EXIT_WRONG_INPUT
 from pretrain.launch.environment import RankEnvironment, rank_environment
 from pretrain.launch.parents import launcher_chain
 from pretrain.launch.terminal import outlive_readers
+from pretrain.resilience.watchdog import Watchdog
 
 PATIENCE = 10.0
 """Seconds that a rank which must not speak waits before it ends on wrong input."""
@@ -46,6 +47,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace, environment: RankEnvironment) -> int:
     """Check, build, train; returns the exit code."""
+    with contextlib.nullcontext() if args.dry_run else Watchdog(environment) as watchdog:
+        return session(args, environment, watchdog)
+
+
+def session(args: argparse.Namespace, environment: RankEnvironment, watchdog: Watchdog | None) -> int:
+    """See `run`; the watchdog is None for a dry run."""
     launcher = launcher_chain(environment.launcher)
 
     from pretrain import build
@@ -57,14 +64,15 @@ def run(args: argparse.Namespace, environment: RankEnvironment) -> int:
     deepspeed = load_deepspeed_json(args.deepspeed_config) if args.deepspeed_config else None
     build.use_threads(experiment, environment)
     request = build.Request(args.resume, args.init_from, deepspeed)
-    if args.dry_run:
+    if watchdog is None:
         text = build.dry_run(experiment, request, environment)
         if first:
             print(text)
         return EXIT_DONE
     folder = build.RunFolder(Path(experiment.run_dir), writes=first)
+    watchdog.guard(folder.path, experiment.watchdog)
     plan = build.plan(experiment, request, environment, quiet=not first, folder=folder)
-    return build.train(plan, environment, launcher, folder)
+    return build.train(plan, environment, launcher, folder, watchdog)
 
 
 def main(argv: list[str] | None = None) -> int:
