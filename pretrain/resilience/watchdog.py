@@ -28,7 +28,7 @@ from pretrain.resilience.claim import Claim
 from pretrain.resilience.diagnosis import code_of, collective_here, crash, diagnose
 from pretrain.resilience.ending import Ending, peer_lost, say
 from pretrain.resilience.heartbeat import Beat, Peers, Status, beat_name, write_beat
-from pretrain.resilience.limits import CHECKPOINT, DATA, FIRST_STEP, IMPORTS, Limits
+from pretrain.resilience.limits import CHECKPOINT, DATA, FIRST_STEP, IMPORTS, STARTING, Limits
 from pretrain.resilience.machine import born, clock, identity
 from pretrain.training.callback import Callback
 
@@ -235,7 +235,8 @@ class Watchdog(Callback):
         claim, others, neighbours = self.ranks.claim, self.ranks.others, self.ranks.neighbours
         if self.still < 2 * self.interval:
             claim.withdraw()
-            neighbours.silence = dict.fromkeys(neighbours.silence, 0.0)
+            if self.doing not in STARTING:  # a rank that moves in training has heard from the others
+                neighbours.silence = dict.fromkeys(neighbours.silence, 0.0)
             return
         if not claim.mine and (verdict := claim.verdict()) is not None:
             self.ending.follow(verdict)
