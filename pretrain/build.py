@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from pretrain.monitors.tensorboard import TensorBoard
 from pretrain.monitors.weights_and_biases import WeightsAndBiases
 from pretrain.parallel import collectives, process_group
 from pretrain.parallel.build import build_engine
+from pretrain.resilience.limits import BUILD, MEETING
 from pretrain.resilience.orphan import OrphanWatch
 from pretrain.resilience.signals import SignalStop
 from pretrain.resilience.watchdog import Watchdog
@@ -228,18 +230,23 @@ def enter(plan: Plan, session: Trainer, resumes: bool) -> None:
     folder.event("start", 0, init_from=plan.request.init_from, **layout(plan))
 
 
-def train(plan: Plan, environment: RankEnvironment, launcher: LauncherChain, folder: RunFolder) -> int:
+def train(
+    plan: Plan, environment: RankEnvironment, launcher: LauncherChain, folder: RunFolder, watchdog: Watchdog
+) -> int:
     """Start the process group, train, and leave; returns the exit code of why the session ended.
 
     Args:
         launcher: who started this rank, as it was when the rank began.
         folder: the run's.
+        watchdog: has been watching over this rank's start.
     """
     folder.acquire()
     log = folder.path / LOGS / f"rank_{environment.rank}.log"
     signals = SignalStop()
-    process_group.start(environment, log)
     try:
+        watchdog.now(MEETING)
+        process_group.start(environment, log)
+        watchdog.joined()
         # Rank 0 holds the lock: what it sees in the folder counts for all.
         state = collectives.share_text(folder_state(plan.experiment, folder))
         if state == DONE:
@@ -248,8 +255,8 @@ def train(plan: Plan, environment: RankEnvironment, launcher: LauncherChain, fol
                 say_result(folder)
             return EXIT_DONE
         collectives.on_first(folder.check_room, not_written)
-        with Watchdog(folder.path, plan.experiment.watchdog, environment.local_world_size) as watchdog:
-            return run_session(plan, state == RESUMES, [watchdog, signals, OrphanWatch(launcher)], folder, log)
+        watchdog.now(BUILD)
+        return run_session(plan, state == RESUMES, [watchdog, signals, OrphanWatch(launcher)], folder, log)
     finally:
         process_group.end()
 
@@ -263,17 +270,18 @@ def run_session(plan: Plan, resumes: bool, guards: Sequence[Callback], folder: R
         log: of this rank, for what libraries print.
     """
     texts = {CONFIG: to_yaml(plan.experiment).encode(), TOKENIZER: Path(plan.data.tokenizer.path).read_bytes()}
-    with process_group.quiet(log):
-        if plan.experiment.train.canary:
-            check_layout(plan, folder)
-        chosen = [*guards, *callbacks(plan, texts)]
-        session = trainer(plan, resumes, chosen, folder)
-        enter(plan, session, resumes)
-    folder.write(CONFIG, texts[CONFIG].decode())
-    folder.write(TOKENIZER, texts[TOKENIZER])
-    folder.write(DEEPSPEED, json.dumps(plan.deepspeed, indent=1) + "\n")
-    collectives.on_first(folder.complete, not_written)
-    stop = session.run()
+    with ExitStack() as held:  # whatever raises: threads that nobody ends would keep this process alive
+        with process_group.quiet(log):
+            if plan.experiment.train.canary:
+                check_layout(plan, folder)
+            chosen = [*guards, *callbacks(plan, texts)]
+            session = held.enter_context(trainer(plan, resumes, chosen, folder))
+            enter(plan, session, resumes)
+        folder.write(CONFIG, texts[CONFIG].decode())
+        folder.write(TOKENIZER, texts[TOKENIZER])
+        folder.write(DEEPSPEED, json.dumps(plan.deepspeed, indent=1) + "\n")
+        collectives.on_first(folder.complete, not_written)
+        stop = session.run()
     folder.event("end", session.progress.step, reason=stop.reason, exit_code=stop.exit_code)
     collectives.on_first(folder.complete, not_written)
     if folder.writes:

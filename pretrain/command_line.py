@@ -9,11 +9,16 @@ import logging
 import os
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from pretrain import __version__
 from pretrain.errors import EXIT_CRASHED, EXIT_DONE, EXIT_INTERRUPTED, EXIT_WRONG_INPUT, UserError
+
+PATIENCE = 30.0
+"""Seconds that `leave` waits for threads."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -84,16 +89,32 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def leave_with(main: Callable[[], int]) -> NoReturn:
+    """`leave` with what `main` returns, or raises: an unknown error with its trace and EXIT_CRASHED."""
+    try:
+        code = main()
+    except SystemExit as end:  # argparse
+        code = end.code if isinstance(end.code, int) else EXIT_DONE if end.code is None else EXIT_CRASHED
+    except BaseException as error:
+        traceback.print_exc()
+        code = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else EXIT_CRASHED
+    leave(code)
+
+
 def leave(code: int) -> NoReturn:
     """End a process that was one of a process group: wait for its threads, write out what is buffered, no more.
+
+    What must be complete has been waited for by whoever began it; a thread that nobody ended is given up.
 
     The interpreter's own finalisation may abort it: gloo's threads hold tensors for a moment after a collective, and
     letting one go needs an interpreter (pytorch/pytorch#190489). A run that is done must not end by a signal.
     """
+    end = time.monotonic() + PATIENCE
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+            thread.join(max(0.0, end - time.monotonic()))
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code)

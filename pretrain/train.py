@@ -14,15 +14,18 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 if not __package__:  # run as a script: import from this clone, and let pretrain/'s folders hide no other package
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pretrain.command_line import Parser, leave
+from pretrain.command_line import Parser, leave_with
 from pretrain.command_line import run as run_command
 from pretrain.errors import EXIT_DONE, EXIT_WRONG_INPUT
 from pretrain.launch.environment import RankEnvironment, rank_environment, speaks
 from pretrain.launch.parents import launcher_chain
+from pretrain.launch.terminal import outlive_readers
+from pretrain.resilience.watchdog import Watchdog
 
 PATIENCE = 10.0
 """Seconds that a rank which must not speak waits before it ends on wrong input."""
@@ -44,6 +47,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace, environment: RankEnvironment) -> int:
     """Check, build, train; returns the exit code."""
+    with contextlib.nullcontext() if args.dry_run else Watchdog(environment) as watchdog:
+        return session(args, environment, watchdog)
+
+
+def session(args: argparse.Namespace, environment: RankEnvironment, watchdog: Watchdog | None) -> int:
+    """See `run`; the watchdog is None for a dry run."""
     launcher = launcher_chain(environment.launcher)
 
     from pretrain import build
@@ -56,15 +65,16 @@ def run(args: argparse.Namespace, environment: RankEnvironment) -> int:
     deepspeed = load_deepspeed_json(args.deepspeed_config) if args.deepspeed_config else None
     build.use_threads(experiment, environment)
     request = build.Request(args.resume, args.init_from, deepspeed)
-    if args.dry_run:
+    if watchdog is None:
         text = build.dry_run(experiment, request, environment)
         if first:
             print(text)
         return EXIT_DONE
     process_group.check_place(environment)
     folder = build.RunFolder(Path(experiment.run_dir), writes=first)
+    watchdog.guard(folder.path, experiment.watchdog)
     plan = build.plan(experiment, request, environment, quiet=not first, folder=folder)
-    return build.train(plan, environment, launcher, folder)
+    return build.train(plan, environment, launcher, folder, watchdog)
 
 
 def check_own_place() -> None:
@@ -85,5 +95,11 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
+def script(argv: list[str] | None = None) -> NoReturn:
+    """`main` as a process of its own, which ends whatever happens, and whoever still listens."""
+    outlive_readers()
+    leave_with(lambda: main(argv))
+
+
 if __name__ == "__main__":
-    leave(main())
+    script()

@@ -22,7 +22,7 @@ from pretrain.analysis.bench_plain import ADAMW
 from pretrain.analysis.bench_report import text
 from pretrain.analysis.bench_sides import Options, Work, WorkDiffers
 from pretrain.analysis.bench_suite import SUITES, cases
-from pretrain.command_line import Parser, leave, positive, run
+from pretrain.command_line import Parser, leave_with, positive, run
 from pretrain.config.deepspeed import load_deepspeed_json
 from pretrain.config.load import load_experiment
 from pretrain.config.schema import Experiment
@@ -227,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.worker is None:
         return run(lambda: bench(options, argv))
     environment = rank_environment(os.environ)
-    leave(run(lambda: run_rank(options, environment), speaks=environment.rank == 0))
+    leave_with(lambda: run(lambda: run_rank(options, environment), speaks=environment.rank == 0))
 
 
 if __name__ == "__main__":

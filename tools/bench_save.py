@@ -14,7 +14,7 @@ from pretrain.analysis.bench_clock import RankClock
 from pretrain.analysis.bench_machine import forget_peak, peak_resident_bytes, resident_bytes, write_figures
 from pretrain.analysis.bench_save import Held, measure_saves, saves_report, saves_text, state_bytes
 from pretrain.checkpoint.restore import fill_weights
-from pretrain.command_line import Parser, leave, positive, run
+from pretrain.command_line import Parser, leave_with, positive, run
 from pretrain.config.load import load_experiment
 from pretrain.errors import EXIT_DONE
 from pretrain.launch.environment import RankEnvironment, rank_environment
@@ -89,4 +89,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    leave_with(main)

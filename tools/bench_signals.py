@@ -13,7 +13,7 @@ from pretrain import build
 from pretrain.analysis.bench_clock import RankClock
 from pretrain.analysis.bench_machine import write_figures
 from pretrain.analysis.bench_signals import kinds, measure_signals, signals_report, signals_text
-from pretrain.command_line import Parser, leave, positive, run
+from pretrain.command_line import Parser, leave_with, positive, run
 from pretrain.config.load import load_experiment
 from pretrain.errors import EXIT_DONE
 from pretrain.launch.environment import RankEnvironment, rank_environment
@@ -73,4 +73,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    leave_with(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,8 +37,8 @@ def measured_memory(work: Work, environment: RankEnvironment, log: Path, steps: 
     process_group.start(environment, log)
     try:
         loader = BatchLoader(work.train, experiment.train.seed, batch.global_batch_size, batch.micro_batch_size, 0, 1)
-        batches = [loader.next() for _ in range(steps)]
-        loader.close()
+        with closing(loader):
+            batches = [loader.next() for _ in range(steps)]
         with process_group.quiet(log):
             small = _small(experiment)
             build_engine(small, _spec(small), work.deepspeed)  # DeepSpeed imports the rest of itself with an engine

@@ -75,6 +75,8 @@ class Checkpoints(Callback):
         except SaveFailed as error:
             self._alert(trainer, step, error, "the state is not kept")
             return ""
+        finally:
+            saver.close()
         return str(step_folder(Path(ASIDE), step))
 
     def last_trusted(self, trainer: Trainer, newest: int) -> Checkpoint | None:

@@ -343,6 +343,8 @@ class WatchdogSection(Section):
     """Seconds without progress allowed while a session starts and in its first step."""
     save: NonNegativeFloat = 600.0
     """Seconds that a save may hold up training."""
+    start: NonNegativeFloat = 300.0
+    """Seconds without a sign of life that a rank may be slow in its imports, or at any other work of the start."""
 
 
 class Experiment(Section):

@@ -94,6 +94,11 @@ class BatchLoader:
         """The global indices of the last step as half-open ranges, over all ranks; [] before the first step."""
         return _as_ranges(self._last)
 
+    def ranges_after(self, state: dict[str, Any]) -> list[Range]:
+        """The same of the step that follows on a state of a run with this global batch."""
+        skipped = merge_ranges(state["skip_ranges"])
+        return _as_ranges(next_indices(int(state["samples_consumed"]), self.global_batch_size, skipped))
+
     def skip(self, ranges: Iterable[Sequence[int]]) -> None:
         """Never use these global indices [a, b) from now on; they are kept in the state."""
         self._skipped = merge_ranges([*self._skipped, *ranges])
@@ -125,7 +130,7 @@ class BatchLoader:
         self._forget()
 
     def close(self) -> None:
-        """End the thread. The loader can be used no more."""
+        """End the thread, which else keeps the process alive. The loader can be used no more."""
         self._forget()
         self._worker.shutdown(wait=True, cancel_futures=True)
 

@@ -33,6 +33,7 @@ class Metrics(Callback):
             "step": report.step,
             "tokens": progress.tokens,
             "samples": progress.samples,
+            "sample_ranges": [list(pair) for pair in trainer.loader.last_ranges],
             "loss": result.loss,
             "spike_score": self.spike_score.score(result.loss),
             "lr": report.lr,

@@ -151,7 +151,11 @@ class Policy(Callback):
         return Rate(self.section.rate_factor, first, first + self.section.rate_steps - 1)
 
     def _roll_back(self, trainer: Trainer, cause: Cause) -> None:
-        """To the last checkpoint that can be trusted, and past the samples that led here; stops where that fails."""
+        """To the last checkpoint that can be trusted, and past the samples that led here; stops where that fails.
+
+        A kill may come at any point. Newer checkpoints are set aside first: then, or in the middle of it, the next
+        session follows the old branch. Once the event is written, it follows the new one, and cuts the logs itself.
+        """
         section, position = self.section, trainer.loader.samples_consumed
         if self.rollbacks.since(cause.step - section.window_steps) >= section.max_rollbacks:
             self._stop(trainer, cause, f"; {section.max_rollbacks} rollbacks in {section.window_steps} steps suffice")

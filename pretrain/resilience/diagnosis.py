@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from pretrain.errors import EXIT_CRASHED, EXIT_HANG
+from pretrain.errors import EXIT_CRASHED, EXIT_HANG, EXIT_INTERRUPTED, UserError
 from pretrain.resilience.heartbeat import Beat
 
 NAMED = 8
@@ -27,6 +27,8 @@ class Verdict:
     exit_code: int
     reached: tuple[dict[str, Any], ...]
     """How far each rank had come."""
+    unsaid: str = ""
+    """A line that the rank which raised left to rank 0; empty if it has spoken."""
 
 
 def diagnose(beats: Mapping[int, Beat | None], silent: set[int], still: float) -> Verdict:
@@ -50,7 +52,11 @@ def diagnose(beats: Mapping[int, Beat | None], silent: set[int], still: float) -
         return Verdict(tuple(ranks), reason, code, _reached(beats, silent))
     if silent:
         ranks = sorted(silent)
-        reason = f"{_names(ranks, known)} stopped answering ({_place(known, ranks[0])})"
+        unseen = [rank for rank in ranks if rank not in known]
+        seen = [rank for rank in ranks if rank in known]
+        parts = [f"{_names(seen, known)} stopped answering ({_place(known, seen[0])})"] if seen else []
+        parts += [f"no sign of life from {_names(unseen)} since {still:.0f} s"] if unseen else []
+        reason = "; ".join(parts)
     elif running and len(computing) < len(running) and computing:
         ranks = sorted(computing)
         reason = f"{_names(ranks, known)} stood still for {still:.0f} s ({_place(known, ranks[0])}); the others wait"
@@ -68,7 +74,16 @@ def diagnose(beats: Mapping[int, Beat | None], silent: set[int], still: float) -
 def crash(rank: int, error: BaseException) -> Verdict:
     """A rank's own exception."""
     text = " ".join(str(error).split())[:500]
-    return Verdict((rank,), f"rank {rank} raised {type(error).__name__}: {text}", EXIT_CRASHED, ())
+    # Of wrong input only rank 0 speaks, as all ranks mostly meet the same one.
+    unsaid = f"rank {rank}: {text}" if isinstance(error, UserError) and rank > 0 else ""
+    return Verdict((rank,), f"rank {rank} raised {type(error).__name__}: {text}", code_of(error), (), unsaid)
+
+
+def code_of(error: BaseException) -> int:
+    """With which code an error ends a rank."""
+    if isinstance(error, UserError):
+        return error.exit_code
+    return EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else EXIT_CRASHED
 
 
 def waits_in(frames: Mapping[int, FrameType], own: int) -> str:
@@ -101,7 +116,7 @@ def _names(ranks: Sequence[int], known: Mapping[int, Beat] | None = None) -> str
 
 
 def _place(known: Mapping[int, Beat], rank: int) -> str:
-    return known[rank].place if rank in known else "before its first sign of life"
+    return known[rank].place
 
 
 def _reached(beats: Mapping[int, Beat | None], silent: set[int]) -> tuple[dict[str, Any], ...]:

@@ -56,7 +56,8 @@ class Callback:
         """After the last step of a session, whatever ended it but an exception."""
 
     def on_close(self, trainer: Trainer) -> None:
-        """Always, also after an exception: release what is held."""
+        """Always, also after an exception, and without `on_start` where the session did not get so far: release what
+        is held. Not collective: another rank may be gone."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import torch
@@ -110,9 +111,8 @@ def _with_batch(config: dict[str, Any], small: Experiment, batch: BatchPlan) -> 
 def _batches(experiment: Experiment, samples: Samples, rank: int, size: int) -> list[list[Batch]]:
     batch = experiment.batch
     loader = BatchLoader(samples, experiment.train.seed, batch.global_batch_size, batch.micro_batch_size, rank, size)
-    steps = [loader.next() for _ in range(STEPS)]
-    loader.close()
-    return steps
+    with closing(loader):
+        return [loader.next() for _ in range(STEPS)]
 
 
 def _in_layout(experiment: Experiment, spec: ModelSpec, config: dict[str, Any], samples: Samples) -> list[Step]:

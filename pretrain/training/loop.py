@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -38,7 +40,7 @@ class StepReport:
 
 
 class Trainer:
-    """Runs an experiment on this rank.
+    """Runs an experiment on this rank. A context: whatever raises inside it, what is held is released at its end.
 
     Args:
         experiment: checked and resolved.
@@ -72,6 +74,10 @@ class Trainer:
         """Why this rank wants to stop; `_agreed_stop` is what all ranks act on."""
         self.doing = "start"
         """data, step, agreement, or the phase of a callback; other threads may read it."""
+        self._held = ExitStack()  # unwound from its end
+        self._held.callback(self.loader.close)
+        for callback in reversed(self.callbacks):
+            self._held.callback(self._close, callback)
 
     @property
     def tokens_per_step(self) -> int:
@@ -109,8 +115,23 @@ class Trainer:
             return stop
         finally:
             gc.unfreeze()
-            self._each("on_close")
-            self.loader.close()
+            self.close()
+
+    def close(self) -> None:
+        """Release what callbacks and loader hold: threads, files, hooks. Every one is asked, also if another raises."""
+        self._held.close()
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _close(self, callback: Callback) -> None:
+        self.doing = callback.phase
+        callback.on_close(self)
 
     def _step(self, step: int) -> None:
         """One step that counts; batches that give none are skipped on the way."""

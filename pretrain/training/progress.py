@@ -15,11 +15,12 @@ class Stop(IntEnum):
     NO = 0
     STOP_AT_STEP = 1
     MAX_STEPS = 2
-    SIGINT = 3
-    SIGTERM = 4
-    ORPHANED = 5
-    UNSTABLE = 6
-    FOLDER_LOST = 7
+    ORPHANED = 3
+    SIGHUP = 4
+    SIGINT = 5
+    SIGTERM = 6
+    UNSTABLE = 7
+    FOLDER_LOST = 8
 
     @property
     def reason(self) -> str:
@@ -28,17 +29,27 @@ class Stop(IntEnum):
             return "launcher died"
         if self == Stop.FOLDER_LOST:
             return "run.dir is another folder"
-        return self.name if self in (Stop.SIGINT, Stop.SIGTERM) else self.name.lower()
+        return self.name if self in SIGNALS else self.name.lower()
 
     @property
     def exit_code(self) -> int:
-        return {
+        if self in SIGNALS:
+            return EXIT_STOPPED_BY_SIGNAL
+        codes = {
             Stop.ORPHANED: EXIT_ORPHANED,
             Stop.UNSTABLE: EXIT_UNSTABLE,
             Stop.FOLDER_LOST: EXIT_WRONG_INPUT,
-            Stop.SIGINT: EXIT_STOPPED_BY_SIGNAL,
-            Stop.SIGTERM: EXIT_STOPPED_BY_SIGNAL,
-        }.get(self, EXIT_DONE)
+        }
+        return codes.get(self, EXIT_DONE)
+
+    @property
+    def from_outside(self) -> bool:
+        """Whether somebody wants this session gone soon."""
+        return self == Stop.ORPHANED or self in SIGNALS
+
+
+SIGNALS = (Stop.SIGHUP, Stop.SIGINT, Stop.SIGTERM)
+"""A signal outranks the launcher's death, which often follows from the same one: the event then tells which it was."""
 
 
 @dataclass

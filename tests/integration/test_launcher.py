@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -157,6 +160,36 @@ def test_ctrl_c_saves(command, tmp_path):
     reasons = {event["reason"] for event in lines(run / "events.jsonl") if event["event"] == "end"}
     assert reasons <= {"SIGINT", "SIGTERM"}
     assert reasons
+
+
+def test_a_closed_terminal_saves(command, tmp_path):
+    """The kernel hangs up on all that runs in it: runner, launch.py and ranks; and nobody reads what they still say."""
+    argv, run = command("run", PP2, *LONG), tmp_path / "run"
+    ours, theirs = os.openpty()
+    os.set_blocking(ours, False)
+
+    def own_terminal() -> None:
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+    process = launch(argv, stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=own_terminal)
+    os.close(theirs)
+
+    def reached() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            os.read(ours, 1 << 16)  # a terminal that nobody reads from stops its writers
+        return step_reached(run, 3)
+
+    wait_for(reached)
+    ranks = ranks_of(process)
+    assert len(ranks) == 2
+    os.close(ours)
+    _, alive = psutil.wait_procs(ranks, timeout=60)
+    assert not alive
+    process.wait(60)
+    ends = [event for event in lines(run / "events.jsonl") if event["event"] in ("signal", "end")]
+    assert [(event["event"], event["reason"]) for event in ends] == [("signal", "SIGHUP"), ("end", "SIGHUP")]
+    assert saved_step(run) == len(losses(run))
+    goes_on(run, argv)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from dataclasses import replace
@@ -11,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from pretrain.errors import EXIT_CRASHED, EXIT_HANG
+from pretrain.resilience.board import Board
 from pretrain.resilience.claim import Claim
 from pretrain.resilience.diagnosis import diagnose, waits_in
-from pretrain.resilience.heartbeat import Beat, Peers, process_gone, read_beat, write_beat
+from pretrain.resilience.heartbeat import Beat, Peers, beat_name, read_beat, write_beat
+from pretrain.resilience.limits import Limits
+from pretrain.resilience.machine import clock, identity
 
 BEAT = Beat(
     session="s",
@@ -46,7 +50,10 @@ def test_a_silent_rank_comes_before_one_that_computes():
 
 def test_a_rank_that_never_beat():
     verdict = diagnose({0: BEAT, 1: None}, {1}, 61)
-    assert verdict.reason == "rank 1 stopped answering (before its first sign of life)"
+    assert verdict.reason == "no sign of life from rank 1 since 61 s"
+    both = diagnose({0: BEAT, 1: None, 2: replace(BEAT, rank=2, pid=102)}, {1, 2}, 61)
+    assert both.reason.startswith("rank 2 (process 102 on h) stopped answering (step 7, ")
+    assert both.reason.endswith("; no sign of life from rank 1 since 61 s")
 
 
 def test_the_one_outside_the_collective_is_named():
@@ -74,58 +81,138 @@ def test_many_ranks_are_counted():
     assert len(verdict.ranks) == 19
 
 
+def board(folder: Path) -> Board:
+    made = Board(folder)
+    made.logs = folder
+    return made
+
+
+def beat_of(folder: Path, rank: int, key: str = "", **changes) -> None:
+    write_beat(folder / beat_name(rank, key), replace(BEAT, rank=rank, **changes))
+
+
 def test_silence_is_counted_in_own_rounds_and_by_content(tmp_path: Path):
-    peers = Peers(tmp_path, [1, 2], "s")
-    write_beat(tmp_path, replace(BEAT, rank=1))
-    write_beat(tmp_path, replace(BEAT, rank=2, session="an earlier one"))
+    peers = Peers(board(tmp_path), [1, 2], "s")
+    beat_of(tmp_path, 1)
+    beat_of(tmp_path, 2, session="an earlier one")
     peers.look(2.0)
     assert (peers.silence, peers.last[2]) == ({1: 0.0, 2: 2.0}, None)
     peers.look(2.0)
     assert peers.silent(4.0) == {2}
-    write_beat(tmp_path, replace(BEAT, rank=1, number=2))
+    beat_of(tmp_path, 1, number=2)
     peers.look(2.0)
     assert peers.silence == {1: 0.0, 2: 6.0}
-    write_beat(tmp_path, replace(BEAT, rank=1, number=3, status="ended"))
+    beat_of(tmp_path, 1, number=3, status="ended")
     peers.look(2.0)
     peers.look(2.0)
     assert peers.silence[1] == 0.0, "who is done need not beat"
 
 
 def test_a_shorter_beat_leaves_nothing_of_a_longer_one(tmp_path: Path):
-    write_beat(tmp_path, replace(BEAT, layer="x" * 2000))
-    write_beat(tmp_path, BEAT)
-    assert read_beat(tmp_path, 0, "s") == BEAT
-    (tmp_path / "heartbeat_rank_0.json").write_text('{"session": "s"')
-    assert read_beat(tmp_path, 0, "s") is None
+    path = tmp_path / "beat"
+    write_beat(path, replace(BEAT, layer="x" * 2000))
+    write_beat(path, BEAT)
+    assert read_beat(path) == BEAT
+    path.write_text('{"session": "s"')
+    assert read_beat(path) is None
 
 
-def test_a_dead_process_is_seen_only_on_this_host():
+def dead_process() -> int:
+    """The number of one that is dead and not yet collected by its parent."""
     pid = os.fork()
     if pid == 0:
         os._exit(0)
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # dead, and not yet collected by its parent
-    assert process_gone(replace(BEAT, pid=pid), "h")
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    return pid
+
+
+def test_a_dead_process_is_seen_only_on_this_machine(tmp_path: Path):
+    pid = dead_process()
+    beat_of(tmp_path, 1, pid=pid, machine=identity())
+    beat_of(tmp_path, 2, pid=pid, machine="another")
+    beat_of(tmp_path, 3, pid=os.getpid(), machine=identity())
+    peers = Peers(board(tmp_path), [1, 2, 3], "s")
+    peers.look(2.0)
+    assert peers.gone() == {1}
     os.waitpid(pid, 0)
-    assert process_gone(replace(BEAT, pid=pid), "h")
-    assert not process_gone(replace(BEAT, pid=pid), "another")
-    assert not process_gone(replace(BEAT, pid=os.getpid()), "h")
+    assert peers.gone() == {1}
+
+
+def test_a_stopped_process_is_lost_sooner_than_one_that_may_be_slow(tmp_path: Path):
+    """Rank 1 is dead, 2 stopped, 3 alive, 4 on another machine, 5 and 6 were never seen."""
+    limits, dead, stopped = Limits(60, 600, 600, 300), dead_process(), os.fork()
+    if stopped == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    os.waitid(os.P_PID, stopped, os.WSTOPPED | os.WNOWAIT)
+    here = {"machine": identity(), "phase": "imports"}
+    beat_of(tmp_path, 1, pid=dead, **here)
+    beat_of(tmp_path, 2, pid=stopped, **here)
+    beat_of(tmp_path, 3, pid=os.getpid(), **here)
+    beat_of(tmp_path, 4, machine="another", phase="step")
+    peers = Peers(board(tmp_path), range(1, 7), "s")
+    found = []
+    for _ in range(32):
+        peers.look(10.0)
+        found.append(peers.lost(limits, 10.0))
+    os.kill(stopped, signal.SIGKILL)
+    os.waitpid(stopped, 0)
+    os.waitpid(dead, 0)
+    assert found[0] == set()
+    assert found[1] == {1}
+    assert found[5] == {1}
+    assert found[6] == {1, 2, 4}
+    assert found[28] == {1, 2, 4}
+    assert found[30] == {1, 2, 3, 4, 5, 6}
+    beat_of(tmp_path, 6, status="crashed", exit_code=1)
+    peers.look(0.1)
+    assert 6 in peers.lost(limits, 10.0)
+
+
+def test_what_an_earlier_launch_left_behind_does_not_count(tmp_path: Path):
+    """The same key: here by the clock, from another machine as long as it does not change."""
+    own = Board(tmp_path / "early")
+    own.logs = tmp_path / "logs"
+    for place in own.places:
+        place.mkdir()
+    now = clock()
+    beat_of(own.logs, 1, "k", session="k", status="crashed", exit_code=1, machine=identity(), clock=now - 1)
+    beat_of(own.logs, 2, "k", session="k", status="crashed", exit_code=1, machine="another")
+    peers = Peers(own, [1, 2], "k", since=now)
+    peers.look(2.0)
+    assert peers.last == {1: None, 2: None}
+    beat_of(own.early, 1, "k", session="k", number=1, machine=identity(), clock=now + 1)
+    beat_of(own.logs, 2, "k", session="k", number=2, machine="another")
+    peers.look(2.0)
+    assert [beat.status for beat in peers.last.values()] == ["runs", "runs"]
+    beat_of(own.logs, 2, session="k_20260101", number=3, machine="another", clock=now)
+    peers.look(2.0)
+    assert peers.last[2].number == 3, "it has met the others already"
+
+    before, now = Claim(own, "k", since=now), clock()
+    assert before.take(1)
+    before.pronounce(1, diagnose({0: BEAT}, set(), 61))
+    after = Claim(own, "k", since=clock())
+    assert (after.holder(), after.verdict()) == (None, None)
+    assert after.take(0)
+    assert after.holder() == 0
 
 
 def test_one_speaks_and_may_withdraw(tmp_path: Path):
-    first, second = Claim(tmp_path, "s"), Claim(tmp_path, "s")
+    first, second = Claim(board(tmp_path), "s"), Claim(board(tmp_path), "s")
     assert first.take(3)
     assert first.take(3), "it has it"
     assert not second.take(4)
-    assert (second.holder(), second.exit_code()) == (3, None)
+    assert (second.holder(), second.verdict()) == (3, None)
     second.withdraw()
-    assert first.path.exists(), "it was not its own"
+    assert first.holder() == 3, "it was not its own"
     first.withdraw()
     assert second.take(4)
     first.next()
     assert first.take(3), "after the second's death"
     first.pronounce(3, diagnose({0: BEAT}, set(), 61))
     second.next()
-    assert second.exit_code() == EXIT_HANG
+    assert second.verdict()["exit_code"] == EXIT_HANG
 
 
 @pytest.mark.parametrize(("file", "found"), [("/x/torch/distributed/distributed_c10d.py", "f"), ("/x/torch/nn.py", "")])

@@ -1,5 +1,7 @@
 """How long a rank may stand still."""
 
+import math
+
 from pretrain.resilience.limits import Limits
 
 
@@ -10,6 +12,17 @@ def limits() -> Limits:
 def test_phases_that_take_long_have_an_allowance():
     assert [limits().limit(phase) for phase in ("start", "first step", "checkpoint")] == [600, 600, 300]
     assert [limits().limit(phase) for phase in ("step", "data", "evaluation", "callbacks", "agreement")] == [60] * 5
+
+
+def test_data_may_take_as_long_as_it_likes():
+    own = limits()
+    assert own.limit("preparing data") == math.inf
+    own.saw("preparing data", 7200)
+    assert own.limit("building the engine") == 600
+
+
+def test_silence_at_the_start_may_be_slowness():
+    assert [limits().silence(phase) for phase in ("imports", "process group", "step")] == [300, 300, 60]
 
 
 def test_an_allowance_below_the_timeout_is_none():

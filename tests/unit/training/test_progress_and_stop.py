@@ -30,6 +30,7 @@ def test_exit_codes():
         "MAX_STEPS": 0,
         "SIGINT": 75,
         "SIGTERM": 75,
+        "SIGHUP": 75,
         "ORPHANED": 76,
         "UNSTABLE": 78,
         "FOLDER_LOST": 2,
@@ -41,16 +42,17 @@ def test_reasons():
         "no",
         "stop_at_step",
         "max_steps",
+        "launcher died",
+        "SIGHUP",
         "SIGINT",
         "SIGTERM",
-        "launcher died",
         "unstable",
         "run.dir is another folder",
     ]
 
 
 def test_ranks_agree_on_what_is_most_urgent():
-    order = [Stop.NO, Stop.STOP_AT_STEP, Stop.MAX_STEPS, Stop.SIGINT, Stop.SIGTERM, Stop.ORPHANED, Stop.UNSTABLE]
-    order.append(Stop.FOLDER_LOST)
+    signals = [Stop.SIGHUP, Stop.SIGINT, Stop.SIGTERM]
+    order = [Stop.NO, Stop.STOP_AT_STEP, Stop.MAX_STEPS, Stop.ORPHANED, *signals, Stop.UNSTABLE, Stop.FOLDER_LOST]
     assert sorted(Stop) == order
     assert max(Stop.MAX_STEPS, Stop.SIGTERM) is Stop.SIGTERM
