@@ -243,8 +243,8 @@ class VerdictsSection(Section):
     norm_input_gradient: LowBounds = (1e-3, 1e-6)
     """The gradient through a norm against the median over the layers of its stack. The bounds are a guess."""
     gradient_norm_jump: Bounds = (10.0, 100.0)
-    """A layer's gradient norm against the median of its last samples; a spike, first of the embedding, comes a few
-    steps before a collapse (GLM-130B). The bounds are a guess."""
+    """A layer's gradient norm against the median of its last samples, where it is at least a tenth of the whole; a
+    spike, first of the embedding, comes a few steps before a collapse (GLM-130B). The bounds are a guess."""
     gradient_norm_zero: Bounds = (1.0, 3.0)
     """Samples in a row in which no gradient reached a layer."""
     update_ratio: Bounds = (0.1, 1.0)

@@ -47,11 +47,27 @@ def mean_over_heads(figure: str, groups: Groups, history: History) -> Iterator[V
             yield Value(sum(heads) / len(heads), group, layer)
 
 
+LEAST_SHARE = 0.1
+"""Of the whole gradient's norm, from which on a part of it can carry the model away."""
+
+
 def against_median(figure: str, groups: Groups, history: History) -> Iterator[Value]:
-    """Each layer's value divided by the median of its own last samples."""
+    """Each layer's value divided by the median of its own last samples.
+
+    A part that is little of the whole all the same has not jumped: an encoder that comes to life gets a hundred times
+    the gradient that it had, and hardly moves the model.
+    """
+    least = LEAST_SHARE * whole_norm(groups)
     for value in as_it_is(figure, groups, history):
         if middle := history.median(value.group, value.layer):
-            yield value._replace(value=value.value / middle)
+            jump = value.value / middle
+            yield value._replace(value=min(jump, 1.0) if value.value < least else jump)
+
+
+def whole_norm(groups: Groups) -> float:
+    """Norm of the whole, of the norms of its parts; those of layers are in their wholes."""
+    wholes = (rows for group, rows in groups.items() if "." not in group or len(rows) == 1)
+    return math.hypot(*(size for rows in wholes for size in map(number, rows) if math.isfinite(size)))
 
 
 def against_layers(figure: str, groups: Groups, history: History) -> Iterator[Value]:

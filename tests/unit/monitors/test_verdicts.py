@@ -172,6 +172,16 @@ class TestHistory:
         jump["gradient_norm"]["encoder"][0] = 26.0
         assert judged(jump, self.after(samples))["gradient_norm_jump"].level == Level.WATCH
 
+    def test_a_part_that_stays_little_of_the_whole_has_not_jumped(self):
+        """As measured where an encoder came to life: 2.6e-4 became 3.8e-2, beside a whole gradient of 0.73."""
+        calm = {"encoder.embeddings": [2.6e-4], "token_embedding": [0.6], "decoder": [0.4]}
+        found = {}
+        for size in (3.8e-2, 3.8):
+            jump = {"gradient_norm": {**calm, "encoder.embeddings": [size]}}
+            found[size] = judged(jump, self.after([calm] * 8))["gradient_norm_jump"]
+        assert (found[3.8e-2].level, found[3.8e-2].value) == (Level.OK, 1.0)
+        assert (found[3.8].level, found[3.8].group) == (Level.ALARM, "encoder.embeddings")
+
     def test_samples_without_a_gradient_are_counted_in_a_row(self):
         zero = {"encoder": [1.0, 0.0]}
         counts = [judged({"gradient_norm": zero}, self.after([zero] * n))["gradient_norm_zero"] for n in range(5)]
