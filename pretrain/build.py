@@ -45,8 +45,7 @@ from pretrain.resilience.orphan import OrphanWatch
 from pretrain.resilience.signals import SignalStop
 from pretrain.resilience.watchdog import Watchdog
 from pretrain.schedules.registry import SCHEDULES
-from pretrain.state.manifest import Manifest
-from pretrain.state.reader import Checkpoint, has_checkpoint, list_checkpoints, resolve_checkpoint, step_folder
+from pretrain.state.reader import Checkpoint, complete_checkpoints, has_checkpoint, resolve_checkpoint
 from pretrain.state.run_files import CHECKPOINTS, CONFIG, DEEPSPEED, TOKENIZER, read_summary, tells_of_saves
 from pretrain.state.writer import put_back
 from pretrain.training.callback import Callback
@@ -300,13 +299,11 @@ def folder_state(experiment: Experiment, folder: RunFolder) -> str:
     if not has_checkpoint(folder.checkpoints):
         return STARTS
     try:
-        newest = Manifest.read(list_checkpoints(folder.checkpoints)[0])
+        newest = Checkpoint(complete_checkpoints(folder.checkpoints)[0], verify="sizes")
         summed_up = read_summary(folder.path)["step"] >= newest.step
     except (CheckpointError, OSError, LookupError, TypeError):
         return RESUMES
-    whole = newest.damaged(step_folder(folder.checkpoints, newest.step), hashes=False) is None
-    at_end = newest.step >= experiment.train.last_step
-    return DONE if whole and summed_up and at_end else RESUMES
+    return DONE if summed_up and newest.step >= experiment.train.last_step else RESUMES
 
 
 def probe(plan: Plan) -> Probe:

@@ -58,8 +58,12 @@ def write_text(path: Path, text: str) -> None:
 def replace_file(path: Path, content: str | bytes) -> None:
     """Put `content` at `path` atomically: a reader sees the old content or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write_file(temporary, content)
-    temporary.replace(path)
+    try:
+        write_file(temporary, content)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 
