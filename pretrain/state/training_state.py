@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pretrain.state.bounded import BadFile, read_json
-from pretrain.state.values import count, duration, mapping, number, sequence, text
+from pretrain.state.values import count, duration, mapping, maybe, number, sequence, text
 
 Check = Callable[[Any, str], Any]
 
@@ -46,11 +47,6 @@ def _check(values: Mapping[str, Any], checks: Mapping[str, Check], where: str) -
             check(values[key], f"{where}{key}")
 
 
-def _loss(value: Any, what: str) -> None:
-    if value is not None:
-        number(value, what)
-
-
 def _ranges(value: Any, what: str) -> None:
     for pair in sequence(value, what):
         first, *rest = (count(end, what) for end in sequence(pair, what)) if pair else (0,)
@@ -80,7 +76,7 @@ def _part(checks: Mapping[str, Check]) -> Check:
 PROGRESS: dict[str, Check] = {
     **dict.fromkeys(("step", "samples", "tokens", "skipped", "nonfinite"), count),
     "seconds": duration,
-    "loss": _loss,
+    "loss": partial(maybe, number),
 }
 DATA: dict[str, Check] = {"samples_consumed": count, "skip_ranges": _ranges, "fingerprint": _line}
 STATE: dict[str, Check] = {

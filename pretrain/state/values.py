@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 MOST = 2**53
@@ -52,6 +52,16 @@ def duration(value: Any, what: str) -> float:
     if not math.isfinite(number(value, what)) or value < 0:
         raise ValueError(f"{what} is negative or not finite")
     return float(value)
+
+
+def numbers(value: Any, what: str) -> list[float]:
+    """Raises ValueError unless it is a list of numbers."""
+    return [number(item, what) for item in sequence(value, what)]
+
+
+def maybe(check: Callable[[Any, str], Any], value: Any, what: str) -> Any:
+    """None, or what `check` makes of the value."""
+    return None if value is None else check(value, what)
 
 
 def kind(value: Any) -> str:

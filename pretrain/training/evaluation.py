@@ -7,6 +7,7 @@ from typing import Any
 from pretrain.data.loader import validation_batches
 from pretrain.data.samples import Samples
 from pretrain.state.run_files import METRICS
+from pretrain.state.values import count, maybe, number
 from pretrain.training.callback import Callback
 from pretrain.training.loop import StepReport, Trainer
 
@@ -48,5 +49,5 @@ class Evaluation(Callback):
         return {"validation_loss": self.validation_loss, "evaluated_step": self.evaluated_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.validation_loss = state.get("validation_loss")
-        self.evaluated_step = state.get("evaluated_step", 0)
+        self.validation_loss = maybe(number, state.get("validation_loss"), "validation_loss")
+        self.evaluated_step = count(state.get("evaluated_step", 0), "evaluated_step")
