@@ -19,6 +19,8 @@ from pretrain.config.schema import Experiment
 from pretrain.errors import CheckpointError, UserError
 from pretrain.parallel import collectives
 from pretrain.parallel.engine import Engine
+from pretrain.state.bounded import BadFile, read_bounded
+from pretrain.state.bounded_yaml import YAML_BYTES, check_yaml
 from pretrain.state.index import MOMENTS, WEIGHT
 from pretrain.state.manifest import Manifest
 from pretrain.state.reader import (
@@ -179,9 +181,10 @@ def _config_of(run: Path) -> Path | None:
     """The config that says what a run was: its newest checkpoint's; where none holds one, the folder's; None if neither
     is there. A damaged one is passed over: its checkpoint will be set aside."""
     for folder in complete_checkpoints(run / CHECKPOINTS):
-        with contextlib.suppress(CheckpointError):
+        with contextlib.suppress(CheckpointError, BadFile):
             manifest = Manifest.read(folder)
             if CONFIG in manifest.files and manifest.only(CONFIG).damaged(folder) is None:
+                check_yaml(read_bounded(folder / CONFIG, YAML_BYTES))
                 return folder / CONFIG
     return run / CONFIG if (run / CONFIG).exists() else None
 
@@ -239,7 +242,11 @@ def resume(trainer: Trainer, checkpoint: Checkpoint, within_session: bool = Fals
     """
     fill_weights(trainer.engine, checkpoint, moments=True)
     _together(checkpoint, lambda: _load_state(trainer, checkpoint))
-    trainer.resumed(checkpoint, within_session)
+    try:
+        trainer.resumed(checkpoint, within_session)
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        # Every rank reads the same file, so it is raised on every rank.
+        raise _cannot_be_put_back(checkpoint, error) from error
     trainer.folder.cut_logs(trainer.progress.step)
 
 
@@ -266,14 +273,18 @@ def _together(checkpoint: Checkpoint, action: Callable[[], None]) -> None:
     except UserError as error:
         own = error
     except Exception as error:  # callbacks read what they themselves have written: the file says something else
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        own = CheckpointError(
-            f"{checkpoint.folder}: {TRAINING} holds a state that cannot be put back ({what}); restore the file, move "
-            "the folder away so that an older one is used, or keep its weights with --init-from and another run.dir"
-        )
+        own = _cannot_be_put_back(checkpoint, error)
     reason = collectives.first_text(str(own or ""))
     if reason:
         raise own or CheckpointError(reason)
+
+
+def _cannot_be_put_back(checkpoint: Checkpoint, error: Exception) -> CheckpointError:
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return CheckpointError(
+        f"{checkpoint.folder}: {TRAINING} holds a state that cannot be put back ({what}); restore the file, move the "
+        "folder away so that an older one is used, or keep its weights with --init-from and another run.dir"
+    )
 
 
 def start_anew(folder: RunFolder) -> None:
