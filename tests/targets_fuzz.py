@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -232,12 +233,35 @@ VALUES = {
         "tensors/*": [None, {}, {"shape": [3]}, {"pieces": []}],
         "tensors/*/shape": [[-1], [2**40], [2**20, 2**20], [True], [1.0], "x", None, [1] * 200, [10**400], [0], []],
         "tensors/*/pieces": [[], None, [{}], [None], {}, "x"],
-        "tensors/*/pieces/0/range": [[0, -1], [-5, 5], [0, 10**18], [0], [0, 1, 2], None, ["0", "1"], [0.0, 1.0], [3, 1]],
+        "tensors/*/pieces/0/range": [
+            [0, -1],
+            [-5, 5],
+            [0, 10**18],
+            [0],
+            [0, 1, 2],
+            None,
+            ["0", "1"],
+            [0.0, 1.0],
+            [3, 1],
+        ],
         "tensors/*/pieces/0/at": [-1, 2**62, True, None, "0", 1.5, 10**400, 3],
-        "tensors/*/pieces/0/file": [f"../{RANK_FILE}", "/etc/passwd", TRAINING, "", None, 3, ".", "rank_00001.safetensors"],
+        "tensors/*/pieces/0/file": [
+            f"../{RANK_FILE}",
+            "/etc/passwd",
+            TRAINING,
+            "",
+            None,
+            3,
+            ".",
+            "rank_00001.safetensors",
+        ],
         "tensors/*/pieces/0/box": [
             *(None, {}, {"offset": [0], "size": [1]}, {"offset": [0] * 9, "size": [1] * 9}),
-            *({"offset": [-1, 0], "size": [1, 1]}, {"offset": [0, 0], "size": [2**40, 2**40]}, {"offset": "x", "size": []}),
+            *(
+                {"offset": [-1, 0], "size": [1, 1]},
+                {"offset": [0, 0], "size": [2**40, 2**40]},
+                {"offset": "x", "size": []},
+            ),
         ],
     },
     TRAINING: {
@@ -250,17 +274,39 @@ VALUES = {
         "progress/load_state_dict": [3],
         "data": [None, [], {}, 5],
         "data/samples_consumed": [-1, 1e3, 2**70, True, None, "x", 2**53],
-        "data/skip_ranges": [None, {}, [[0]], [[5, 2]], [[0, 2**60]], [[0, 2**53]], [["a", "b"]], [[1, 2, 3]], [0], "x"],
+        "data/skip_ranges": [
+            None,
+            {},
+            [[0]],
+            [[5, 2]],
+            [[0, 2**60]],
+            [[0, 2**53]],
+            [["a", "b"]],
+            [[1, 2, 3]],
+            [0],
+            "x",
+        ],
         "data/fingerprint": [None, 3, "", "x\ny", [], {}],
         "optimizer_steps": [-1, "4", True, None, 2**70, math.nan, 10**400],
         "loss_scaler": [None, [], {"cur_scale": "x"}, {"__class__": 3}, "x"],
         "callbacks": [None, [], {}, {"Policy": None}, {"Policy": []}, {"Nobody": {}}, 3],
         "callbacks/Policy/rate": [None, [], [1, 2], ["a", 0, 0], [1.0, -1, 0], {}],
-        "callbacks/Continuity": [{"step": 5, "loss": "x"}, {"step": 5}, {"step": 5, "loss": None}, {"step": 5, "loss": 1e9}],
+        "callbacks/Continuity": [
+            {"step": 5, "loss": "x"},
+            {"step": 5},
+            {"step": 5, "loss": None},
+            {"step": 5, "loss": 1e9},
+        ],
         "callbacks/Checkpoints/saved_step": ["x", None, -1, 2**70, []],
         "callbacks/Metrics/spike_score": [None, [], {"losses": ["x"]}, {"losses": None}, {"losses": [[1]]}],
-        "callbacks/Verdicts/history": [None, {"gradients": {"encoder": [[1], ["x"]]}}, {"update": [1]}, {"zeros": {"a": [-1]}}],
-        "callbacks/DepthSignals": [None, {"NormInputs": []}, {"NormInputs": {"first": {"a": "x"}}}, {"ModelUpdate": {"probe": 3}}],
+        "callbacks/Verdicts/history": [
+            *(None, {"zeros": {"encoder": [1]}, "gradients": {"encoder": [[1.0]]}}),
+            *({"gradients": {"encoder": [[1], ["x"]]}}, {"update": [1]}, {"zeros": {"a": [-1]}}),
+        ],
+        "callbacks/DepthSignals": [
+            *(None, {"NormInputs": {"first": {"a": [1.0]}}}),
+            *({"NormInputs": []}, {"NormInputs": {"first": {"a": "x"}}}, {"ModelUpdate": {"probe": 3}}),
+        ],
         "callbacks/Evaluation/validation_loss": ["x", [], True],
     },
 }
@@ -301,16 +347,32 @@ def cases(seed: int) -> Iterator[tuple[str, bool, Change]]:
             for value in values:
                 change = setting(path, value)
                 altered = in_manifest(change) if name == MANIFEST else in_json(name, change)
-                yield f"{name}: {path} = {ascii(value)[:60]}", False, altered
+                yield f"{name}: {path} = {ascii(value)[:100]}", False, altered
     for name in (MANIFEST, INDEX, TRAINING, CONFIG, RANK_FILE):
         for what, make in SPECIALS:
             yield f"{name} is a {what}", False, instead(name, make)
     for name in (MANIFEST, INDEX, TRAINING):
         yield f"{name} nested deep", False, text_of(name, DEEP) if name != MANIFEST else instead(name, _write_deep)
-        yield f"{name} of 32 MiB", False, instead(name, _write_long) if name == MANIFEST else text_of(name, "[]," * 2**23)
-    for what, content in {"a bomb": BOMB, "deep": DEEP, "itself": "a: &a [*a]", "no mapping": "- 1", "binary": b"\0\xff"}.items():
+        yield (
+            f"{name} of 32 MiB",
+            False,
+            instead(name, _write_long) if name == MANIFEST else text_of(name, "[]," * 2**23),
+        )
+    for what, content in {
+        "a bomb": BOMB,
+        "deep": DEEP,
+        "itself": "a: &a [*a]",
+        "no mapping": "- 1",
+        "binary": b"\0\xff",
+    }.items():
         yield f"{CONFIG} is {what}", False, text_of(CONFIG, content)
-    for content in ("name: x\nnonsense: 1\n", "base: /dev/zero\n", "a: !!int x\n", "a: 0x_\n", f"name: {'x' * 2**21}\n"):
+    for content in (
+        "name: x\nnonsense: 1\n",
+        "base: /dev/zero\n",
+        "a: !!int x\n",
+        "a: 0x_\n",
+        f"name: {'x' * 2**21}\n",
+    ):
         yield f"{CONFIG} is {content[:20]!r}", False, text_of(CONFIG, content)
     for what, edit in HEADERS.items():
         yield f"{RANK_FILE}: {what}", False, in_header(edit)
@@ -357,7 +419,9 @@ def session_over_all_cases(rank: int, argv: list[str], work: str, seed: int) -> 
             start = time.process_time()
             signal.alarm(20)
             try:
-                outcome = _outcome(plan, session, run, held if same else {})
+                if number % 10 == 0 or name.startswith((CONFIG, MANIFEST)):
+                    _look(plan, run)
+                outcome = _outcome(session, run, held if same else {})
             except BaseException:
                 outcome = traceback.format_exc()
             signal.alarm(0)
@@ -371,11 +435,11 @@ def session_over_all_cases(rank: int, argv: list[str], work: str, seed: int) -> 
 
 def session_on_a_crafted_file(rank: int, argv: list[str], run: str, work: str, name: str, seed: int) -> int:
     """A whole session on a copy of `run` with the case of that name."""
-    changes = {case: change for case, _, change in cases(seed)}
+    (change,) = [change for case, _, change in cases(seed) if case.endswith(name)]
     folder = Path(work)
     if rank == 0:
         checkpoints = clone(Path(run) / "checkpoints", folder / "copy" / "checkpoints")
-        changes[name](max(checkpoints.glob("step_*")), random.Random(name))
+        change(max(checkpoints.glob("step_*")), random.Random(name))
         (folder / "copy").rename(folder / "run")
     while not (folder / "run").exists():
         time.sleep(0.01)
@@ -407,22 +471,27 @@ def _held(checkpoints: Path) -> dict[int, dict[str, str]]:
     return {checkpoint.step: _digests(checkpoint) for checkpoint in found}
 
 
-def _outcome(plan: Any, session: Any, run: Path, held: dict[int, dict[str, str]]) -> str:
-    """ "whole", "set aside", "refused" (one line), or what is wrong with that."""
+def _look(plan: Any, run: Path) -> None:
+    """As `list` and the start of a session look at the folder."""
     from pretrain.build import Request, session_problem
-    from pretrain.checkpoint.restore import newest_good, resume
-    from pretrain.checkpoint.survey import survey, verify
+    from pretrain.checkpoint.survey import survey
     from pretrain.errors import UserError
 
+    survey(run)
     section = plan.experiment.run.model_copy(update={"dir": str(run)})
-    experiment = plan.experiment.model_copy(update={"run": section})
+    with contextlib.suppress(UserError):
+        session_problem(plan.experiment.model_copy(update={"run": section}), Request())
+
+
+def _outcome(session: Any, run: Path, held: dict[int, dict[str, str]]) -> str:
+    """ "whole", "set aside", "refused" (one line), or what is wrong with that."""
+    from pretrain.checkpoint.restore import newest_good, resume
+    from pretrain.checkpoint.survey import verify
+    from pretrain.errors import UserError
+
     newest = max((run / "checkpoints").glob("step_*"))
     ((_, verdict),) = verify(newest)
-    survey(run)
     try:
-        problem = session_problem(experiment, Request())
-        if problem:
-            raise UserError(problem)
         found, problems = newest_good(run / "checkpoints")
         if (found.folder == newest) == bool(verdict):
             return f"verify says {verdict}, loading takes {found.folder.name}"

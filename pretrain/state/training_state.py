@@ -13,8 +13,8 @@ from pretrain.state.values import count, duration, mapping, maybe, number, seque
 Check = Callable[[Any, str], Any]
 
 
-def read_training(path: Path, step: int) -> dict[str, Any]:
-    """The training state of the checkpoint of `step`. Parts may be missing; what is there is sound.
+def read_training(path: Path, step: int | None) -> dict[str, Any]:
+    """The training state of the checkpoint of `step` (None: of any). Parts may be missing; what is there is sound.
 
     Raises:
         BadFile: the file cannot be read, or a value is of another type, out of range, or of another step.
@@ -23,7 +23,7 @@ def read_training(path: Path, step: int) -> dict[str, Any]:
         state = dict(mapping(read_json(path), "it"))
         _check(state, STATE, "")
         for where, part in (("step", state), ("progress.step", state.get("progress", {}))):
-            if part.get("step", step) != step:
+            if step is not None and part.get("step", step) != step:
                 raise ValueError(f"{where} is {part['step']}, the checkpoint is of step {step}")
     except ValueError as error:
         raise BadFile(f"damaged ({error})") from None

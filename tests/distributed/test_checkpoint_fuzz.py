@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 
 import pytest
 from harness import Group, train
-from targets_fuzz import session_over_all_cases
+from targets_fuzz import session_on_a_crafted_file, session_over_all_cases
 
 SEED = 10
 
@@ -39,15 +38,24 @@ def test_every_file_that_somebody_may_hand_over(run, tmp_path):
     assert min(outcomes[outcome] for outcome in ("whole", "set aside", "refused")) >= 10, outcomes
 
 
-GOES_ON = ["training.json: callbacks = {}", "training.json: progress/loss = nan", "training.json: progress/seconds = nan"]
-IS_REFUSED = ["training.json: callbacks/Policy/rate = [1, 2]", "training.json: callbacks/Continuity = {'step': 5}"]
-DOZEN = [
-    *((name, 0) for name in GOES_ON),
-    *((name, 2) for name in IS_REFUSED),
+GOES_ON = [
+    "index.json is a link to a device",
+    "index.json: tensors/*/pieces/0/at = 3",
+    "training.json: callbacks = {}",
+    "training.json: progress/seconds = nan",
+    "callbacks/DepthSignals = {'NormInputs': {'first': {'a': [1.0]}}}",
+    "callbacks/Verdicts/history = {'zeros': {'encoder': [1]}, 'gradients': {'encoder': [[1.0]]}}",
 ]
+IS_REFUSED = [
+    "training.json: data = {}",
+    "callbacks/Policy/rate = [1, 2]",
+    "callbacks/Continuity = {'step': 5}",
+    "callbacks/Checkpoints/saved_step = 'x'",
+]
+"""Ends of cases' names."""
 
 
-@pytest.mark.parametrize(("name", "code"), DOZEN)
+@pytest.mark.parametrize(("name", "code"), [*((name, 0) for name in GOES_ON), *((name, 2) for name in IS_REFUSED)])
 def test_whole_sessions(name, code, run, tmp_path):
     """Two ranks say the same: they go on to the last step, or rank 0 says in one line why not."""
     folder, argv = run
