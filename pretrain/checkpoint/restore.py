@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
 import sys
@@ -16,7 +15,7 @@ from pretrain.checkpoint.save import TEMPORARY
 from pretrain.checkpoint.snapshot import RNG
 from pretrain.config.load import load_experiment
 from pretrain.config.schema import Experiment
-from pretrain.errors import CheckpointError, UserError
+from pretrain.errors import CheckpointError, ConfigError, UserError
 from pretrain.parallel import collectives
 from pretrain.parallel.engine import Engine
 from pretrain.state.bounded import BadFile, read_bounded
@@ -169,24 +168,33 @@ def changed_keys(run: Path, experiment: Experiment) -> list[str]:
     Raises:
         ConfigError: the config that says what the run was cannot be read.
     """
-    config = _config_of(run)
-    if config is None:
-        return []
-    saved = load_experiment(str(config.absolute())).model_dump(mode="json")
-    differing = _differing(saved, experiment.model_dump(mode="json"))
-    return [key for key in differing if not key.startswith(MAY_CHANGE)]
+    for config in _configs_of(run):
+        try:
+            saved = load_experiment(str(config.absolute())).model_dump(mode="json")
+        except ConfigError:
+            if config.exists():
+                raise
+            continue  # the session before, which is ending, has removed its old checkpoint meanwhile
+        differing = _differing(saved, experiment.model_dump(mode="json"))
+        return [key for key in differing if not key.startswith(MAY_CHANGE)]
+    return []
 
 
-def _config_of(run: Path) -> Path | None:
-    """The config that says what a run was: its newest checkpoint's; where none holds one, the folder's; None if neither
-    is there. A damaged one is passed over: its checkpoint will be set aside."""
+def _configs_of(run: Path) -> Iterator[Path]:
+    """Configs that say what a run was, the best first: those of its checkpoints, newest first, then the folder's.
+
+    A damaged one is passed over: its checkpoint will be set aside.
+    """
     for folder in complete_checkpoints(run / CHECKPOINTS):
-        with contextlib.suppress(CheckpointError, BadFile):
+        try:
             manifest = Manifest.read(folder)
             if CONFIG in manifest.files and manifest.only(CONFIG).damaged(folder) is None:
                 check_yaml(read_bounded(folder / CONFIG, YAML_BYTES))
-                return folder / CONFIG
-    return run / CONFIG if (run / CONFIG).exists() else None
+                yield folder / CONFIG
+        except (CheckpointError, BadFile):
+            continue
+    if (run / CONFIG).exists():
+        yield run / CONFIG
 
 
 def _differing(saved: dict[str, Any], current: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -127,9 +127,7 @@ class UniversalFolder:
                 groups = groups if isinstance(groups, list) else [groups]
                 for group in groups:
                     if not isinstance(group, dict):
-                        raise CheckpointError(
-                            f"{self.folder / MODEL_STATES_ZERO3}: damaged, its param_shapes"
-                        )
+                        raise CheckpointError(f"{self.folder / MODEL_STATES_ZERO3}: damaged, its param_shapes")
                     self._shapes |= {key: tuple(size) for key, size in group.items()}
         return self._shapes.get(name)
 

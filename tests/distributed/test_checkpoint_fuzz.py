@@ -32,38 +32,37 @@ def test_every_file_that_somebody_may_hand_over(run, tmp_path):
     results = json.loads((tmp_path / "results").read_text())
     outcomes = Counter(outcome for _, outcome, _ in results)
     wrong = [f"{name}: {outcome}" for name, outcome, _ in results if outcome not in ("whole", "set aside", "refused")]
-    print(outcomes, sum(seconds for *_, seconds in results), max(results, key=lambda r: r[2]))
     assert not wrong, "\n".join([f"{len(wrong)} of {len(results)}", *wrong])
     assert len(results) >= 300
     assert min(outcomes[outcome] for outcome in ("whole", "set aside", "refused")) >= 10, outcomes
 
 
-GOES_ON = [
-    "index.json is a link to a device",
-    "index.json: tensors/*/pieces/0/at = 3",
-    "training.json: callbacks = {}",
-    "training.json: progress/seconds = nan",
-    "callbacks/DepthSignals = {'NormInputs': {'first': {'a': [1.0]}}}",
-    "callbacks/Verdicts/history = {'zeros': {'encoder': [1]}, 'gradients': {'encoder': [[1.0]]}}",
+# (end of the case's name, exit code, ranks)
+SESSIONS = [
+    ("index.json is a link to a device", 0, 2),
+    ("index.json: tensors/*/pieces/0/at = 3", 0, 1),
+    ("training.json: callbacks = {}", 0, 1),
+    ("training.json: progress/seconds = nan", 0, 1),
+    ("callbacks/DepthSignals = {'NormInputs': {'first': {'a': [1.0]}}}", 0, 1),
+    ("callbacks/Verdicts/history = {'zeros': {'encoder': [1]}, 'gradients': {'encoder': [[1.0]]}}", 0, 1),
+    ("config.yaml is a bomb", 0, 1),
+    ("training.json: data = {}", 2, 1),
+    ("callbacks/Policy/rate = [1, 2]", 2, 2),
+    ("callbacks/Continuity = {'step': 5}", 2, 2),
+    ("callbacks/Checkpoints/saved_step = 'x'", 2, 1),
+    ("config.yaml is of another program", 2, 1),
 ]
-IS_REFUSED = [
-    "training.json: data = {}",
-    "callbacks/Policy/rate = [1, 2]",
-    "callbacks/Continuity = {'step': 5}",
-    "callbacks/Checkpoints/saved_step = 'x'",
-]
-"""Ends of cases' names."""
 
 
-@pytest.mark.parametrize(("name", "code"), [*((name, 0) for name in GOES_ON), *((name, 2) for name in IS_REFUSED)])
-def test_whole_sessions(name, code, run, tmp_path):
-    """Two ranks say the same: they go on to the last step, or rank 0 says in one line why not."""
+@pytest.mark.parametrize(("name", "code", "ranks"), SESSIONS)
+def test_a_dozen_whole_sessions(name, code, ranks, run, tmp_path):
+    """They go on to the last step, or rank 0 says in one line why not; two ranks in two stages end alike."""
     folder, argv = run
-    argv = [*argv, "parallel.pipeline_stages=2"]
-    group = Group(session_on_a_crafted_file, 2, argv, str(folder), str(tmp_path), name, SEED)
-    assert group.results() == [code] * 2, group.output()
+    argv = [*argv, f"parallel.pipeline_stages={ranks}"]
+    group = Group(session_on_a_crafted_file, ranks, argv, str(folder), str(tmp_path), name, SEED)
+    assert group.results() == [code] * ranks, group.output()
     said = group.output()
-    assert "Traceback" not in said + group.output(1)
+    assert "Traceback" not in said + group.output(ranks - 1)
     if code:
         assert said.startswith("error: ")
         assert len(said.splitlines()) == 1
