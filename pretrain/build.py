@@ -47,6 +47,7 @@ from pretrain.resilience.watchdog import Watchdog
 from pretrain.schedules.registry import SCHEDULES
 from pretrain.state.reader import Checkpoint, complete_checkpoints, has_checkpoint, resolve_checkpoint
 from pretrain.state.run_files import CHECKPOINTS, CONFIG, DEEPSPEED, TOKENIZER, read_summary, tells_of_saves
+from pretrain.state.whole import Judgement
 from pretrain.state.writer import put_back
 from pretrain.training.callback import Callback
 from pretrain.training.canary import canary
@@ -299,11 +300,12 @@ def folder_state(experiment: Experiment, folder: RunFolder) -> str:
     if not has_checkpoint(folder.checkpoints):
         return STARTS
     try:
-        newest = Checkpoint(complete_checkpoints(folder.checkpoints)[0], verify="sizes")
-        summed_up = read_summary(folder.path)["step"] >= newest.step
+        newest = Judgement(complete_checkpoints(folder.checkpoints)[0], "presence")
+        whole = next(newest.problems(), None) is None
+        done = whole and read_summary(folder.path)["step"] >= newest.manifest.step >= experiment.train.last_step
     except (CheckpointError, OSError, LookupError, TypeError):
         return RESUMES
-    return DONE if summed_up and newest.step >= experiment.train.last_step else RESUMES
+    return DONE if done else RESUMES
 
 
 def probe(plan: Plan) -> Probe:

@@ -76,7 +76,7 @@ def survey(run: Path) -> list[Row]:
 
 def _row(folder: Path, kept: str, problem: str = "") -> Row:
     layout: dict[str, Any] = {}
-    judgement = Judgement(folder, "sizes")
+    judgement = Judgement(folder, "presence")
     if not problem and (found := next(judgement.problems(), None)) is not None:
         problem = f"damaged: {found}"
     with contextlib.suppress(CheckpointError):
