@@ -47,9 +47,9 @@ from pretrain.resilience.orphan import OrphanWatch
 from pretrain.resilience.signals import SignalStop
 from pretrain.resilience.watchdog import Watchdog
 from pretrain.schedules.registry import SCHEDULES
-from pretrain.state.manifest import Manifest
-from pretrain.state.reader import Checkpoint, has_checkpoint, list_checkpoints, resolve_checkpoint, step_folder
+from pretrain.state.reader import Checkpoint, complete_checkpoints, has_checkpoint, resolve_checkpoint
 from pretrain.state.run_files import CHECKPOINTS, CONFIG, DEEPSPEED, LOGS, TOKENIZER, read_summary, tells_of_saves
+from pretrain.state.whole import Judgement
 from pretrain.state.writer import put_back
 from pretrain.training.callback import Callback
 from pretrain.training.canary import canary
@@ -317,13 +317,12 @@ def folder_state(experiment: Experiment, folder: RunFolder) -> str:
     if not has_checkpoint(folder.checkpoints):
         return STARTS
     try:
-        newest = Manifest.read(list_checkpoints(folder.checkpoints)[0])
-        summed_up = read_summary(folder.path)["step"] >= newest.step
+        newest = Judgement(complete_checkpoints(folder.checkpoints)[0], "presence")
+        whole = next(newest.problems(), None) is None
+        done = whole and read_summary(folder.path)["step"] >= newest.manifest.step >= experiment.train.last_step
     except (CheckpointError, OSError, LookupError, TypeError):
         return RESUMES
-    whole = newest.damaged(step_folder(folder.checkpoints, newest.step), hashes=False) is None
-    at_end = newest.step >= experiment.train.last_step
-    return DONE if whole and summed_up and at_end else RESUMES
+    return DONE if done else RESUMES
 
 
 def probe(plan: Plan) -> Probe:

@@ -15,7 +15,7 @@ from pretrain.state.reader import Checkpoint
 
 QUANTITIES = (WEIGHT, *MOMENTS)
 TEXTS = {"config.yaml": b"name: by_hand\n", "tokenizer.model": b"\0pieces\1"}
-TRAINING = {"progress": {"step": 0}, "callbacks": {}}
+TRAINING = {"callbacks": {}}
 
 
 class HandEngine:

@@ -6,7 +6,6 @@ writer leaves behind (a half-written last line, a missing summary) is normal her
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,8 @@ import numpy as np
 import yaml
 
 from pretrain.analysis.figures import worst
+from pretrain.state.bounded import BadFile, parse_json, read_bounded
+from pretrain.state.bounded_yaml import load_yaml
 from pretrain.state.run_files import CONFIG, EVENTS, LAYERS, METRICS, SUMMARY, VERDICTS, as_record, check_run
 
 
@@ -94,9 +95,9 @@ def _read_mapping(path: Path, notes: list[str]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError, OSError):
+        content = read_bounded(path, follow=True)
+        value = parse_json(content) if path.suffix == ".json" else load_yaml(content)
+    except (ValueError, yaml.YAMLError, BadFile):
         value = None
     if isinstance(value, dict):
         return value

@@ -15,6 +15,7 @@ from pretrain.parallel import collectives
 from pretrain.state.keep import Keep
 from pretrain.state.reader import Checkpoint, step_folder
 from pretrain.state.run_files import ASIDE
+from pretrain.state.values import count
 from pretrain.training.callback import Callback
 from pretrain.training.loop import StepReport, Trainer
 
@@ -150,4 +151,4 @@ class Checkpoints(Callback):
         return {"saved_step": self.saved_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.saved_step = state.get("saved_step", 0)
+        self.saved_step = count(state.get("saved_step", 0), "saved_step")

@@ -14,14 +14,26 @@ from pretrain.checkpoint.save import TEMPORARY
 from pretrain.checkpoint.snapshot import RNG
 from pretrain.config.load import load_experiment
 from pretrain.config.schema import Experiment
-from pretrain.errors import CheckpointError, WriteFailed
+from pretrain.errors import CheckpointError, ConfigError, UserError, WriteFailed
 from pretrain.parallel import collectives
 from pretrain.parallel.engine import Engine
-from pretrain.state.files import replace_text
+from pretrain.state.bounded import BadFile, read_bounded
+from pretrain.state.bounded_yaml import YAML_BYTES, check_yaml
 from pretrain.state.index import MOMENTS, WEIGHT
 from pretrain.state.manifest import Manifest
-from pretrain.state.reader import DAMAGED, LATEST, PREFIX, ROLLED_BACK, Checkpoint, list_checkpoints, step_of
-from pretrain.state.run_files import CONFIG, METRICS
+from pretrain.state.reader import (
+    DAMAGED,
+    PREFIX,
+    ROLLED_BACK,
+    Checkpoint,
+    complete_checkpoints,
+    list_checkpoints,
+    point_latest,
+    step_of,
+)
+from pretrain.state.run_files import CHECKPOINTS, CONFIG, METRICS
+from pretrain.state.training_state import lacks
+from pretrain.state.writer import TRAINING
 from pretrain.training.loop import Trainer
 from pretrain.training.run_folder import RunFolder
 
@@ -68,12 +80,11 @@ def newest_good(checkpoints: Path, newest: int | None = None) -> tuple[Checkpoin
     names = collectives.share_text("\n".join(folder.name for folder in listed)).split()
     problems: dict[Path, str] = {}
     for folder in (checkpoints / name for name in names):
-        problem = _problem(folder)
-        if problem is None:
-            found = Checkpoint(folder, verify="nothing")
+        found = _opened(folder)
+        if isinstance(found, Checkpoint):
             _set_aside(problems)
             return found, [f"{damaged}: {problem}" for damaged, problem in problems.items()]
-        problems[folder] = problem
+        problems[folder] = found
     damage = "; ".join(
         [f"{folder.name}: {problem}" for folder, problem in problems.items()]
         + [f"{folder.name}: set aside as damaged" for folder in sorted(checkpoints.glob(f"{DAMAGED}{PREFIX}*"))]
@@ -84,16 +95,17 @@ def newest_good(checkpoints: Path, newest: int | None = None) -> tuple[Checkpoin
     )
 
 
-def _problem(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, the same text on every rank."""
-    share = (collectives.rank(), collectives.world_size())
+def _opened(folder: Path) -> Checkpoint | str:
+    """A checkpoint, if it is whole on every rank; else what is wrong with it, alike on every rank. Collective."""
+    found, problem = None, ""
     try:
-        found = Manifest.read(folder).damaged(folder, share)
+        found = Checkpoint(folder, share=(collectives.rank(), collectives.world_size()))
     except CheckpointError as error:
-        found = str(error).removeprefix(f"{folder}: ")
+        problem = str(error).removeprefix(f"{folder}: ")
     except OSError as error:  # a disk that fails to read, a file that may not be read
-        found = f"cannot be read ({error})"
-    return collectives.first_text(found or "") or None
+        problem = f"cannot be read ({error})"
+    problem = collectives.first_text(problem)
+    return problem or found or ""
 
 
 def trusted(checkpoints: Path, newest: int) -> Checkpoint | None:
@@ -115,7 +127,7 @@ def trusted(checkpoints: Path, newest: int) -> Checkpoint | None:
         for folder in list_checkpoints(checkpoints):
             if step_of(folder) > found.step:
                 folder.rename(folder.with_name(f"{ROLLED_BACK}{folder.name}"))
-        replace_text(checkpoints / LATEST, f"{found.folder.name}\n")
+        point_latest(checkpoints, found.folder)
 
     _on_first(tidy)
     return found
@@ -150,12 +162,38 @@ def _on_first(action: Callable[[], None]) -> None:
 
 
 def changed_keys(run: Path, experiment: Experiment) -> list[str]:
-    """Dotted keys that have another value in the run's folder and may not change between sessions."""
-    if not (run / CONFIG).exists():
-        return []
-    saved = load_experiment(str(run / CONFIG)).model_dump(mode="json")
-    differing = _differing(saved, experiment.model_dump(mode="json"))
-    return [key for key in differing if not key.startswith(MAY_CHANGE)]
+    """Dotted keys that have another value in the run so far and may not change between sessions.
+
+    Raises:
+        ConfigError: the config that says what the run was cannot be read.
+    """
+    for config in _configs_of(run):
+        try:
+            saved = load_experiment(str(config.absolute())).model_dump(mode="json")
+        except ConfigError:
+            if config.exists():
+                raise
+            continue  # the session before, which is ending, has removed its old checkpoint meanwhile
+        differing = _differing(saved, experiment.model_dump(mode="json"))
+        return [key for key in differing if not key.startswith(MAY_CHANGE)]
+    return []
+
+
+def _configs_of(run: Path) -> Iterator[Path]:
+    """Configs that say what a run was, the best first: those of its checkpoints, newest first, then the folder's.
+
+    A damaged one is passed over: its checkpoint will be set aside.
+    """
+    for folder in complete_checkpoints(run / CHECKPOINTS):
+        try:
+            manifest = Manifest.read(folder)
+            if CONFIG in manifest.files and manifest.only(CONFIG).damaged(folder) is None:
+                check_yaml(read_bounded(folder / CONFIG, YAML_BYTES))
+                yield folder / CONFIG
+        except (CheckpointError, BadFile):
+            continue
+    if (run / CONFIG).exists():
+        yield run / CONFIG
 
 
 def _differing(saved: dict[str, Any], current: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -210,15 +248,50 @@ def resume(trainer: Trainer, checkpoint: Checkpoint, within_session: bool = Fals
         within_session: this is a rollback.
     """
     fill_weights(trainer.engine, checkpoint, moments=True)
+    _together(checkpoint, lambda: _load_state(trainer, checkpoint))
+    try:
+        trainer.resumed(checkpoint, within_session)
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        # Every rank reads the same file, so it is raised on every rank.
+        raise _cannot_be_put_back(checkpoint, error) from error
+    cut_logs(trainer.folder, trainer.progress.step)
+
+
+def _load_state(trainer: Trainer, checkpoint: Checkpoint) -> None:
     state = checkpoint.training()
-    if "data" not in state:
+    if missing := lacks(state):
         raise CheckpointError(
-            f"{checkpoint.folder}: it does not say which data it has seen; convert it with --recipe, or use --init-from"
+            f"{checkpoint.folder}: {TRAINING} does not say {missing}, so it cannot be gone on from; convert it with "
+            "--recipe, or use --init-from"
         )
     trainer.load_state_dict(state)
     _restore_rng(checkpoint)
-    trainer.resumed(checkpoint, within_session)
-    cut_logs(trainer.folder, trainer.progress.step)
+
+
+def _together(checkpoint: Checkpoint, action: Callable[[], None]) -> None:
+    """Run it on this rank, which uses no collective; if it fails on any rank, fail on every rank. Collective.
+
+    Raises:
+        UserError: as the action raised it, or CheckpointError for what a state of another form makes it raise.
+    """
+    own: UserError | None = None
+    try:
+        action()
+    except UserError as error:
+        own = error
+    except Exception as error:  # callbacks read what they themselves have written: the file says something else
+        own = _cannot_be_put_back(checkpoint, error)
+    reason = collectives.first_text(str(own or ""))
+    if reason:
+        raise own or CheckpointError(reason)
+
+
+def _cannot_be_put_back(checkpoint: Checkpoint, error: Exception) -> CheckpointError:
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return CheckpointError(
+        f"{checkpoint.folder}: {TRAINING} holds a state that cannot be put back ({what}); restore the file, move the "
+        "folder away so that an older one is used, or keep its weights with --init-from and another run.dir"
+    )
 
 
 def start_anew(folder: RunFolder) -> None:
@@ -243,5 +316,10 @@ def cut_logs(folder: RunFolder, step: int) -> None:
 def _restore_rng(checkpoint: Checkpoint) -> None:
     """torch's generator, where this rank existed at the save; nothing in training draws from it."""
     state = checkpoint.rank_tensor(collectives.rank(), RNG)
-    if state is not None:
+    if state is None:
+        return
+    try:
         torch.set_rng_state(state)
+    except (RuntimeError, TypeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(f"{checkpoint.folder}: {RNG} is no state of torch's generator ({reason})") from None

@@ -26,10 +26,10 @@ from pretrain.checkpoint.snapshot import Snapshot
 from pretrain.errors import SaveFailed
 from pretrain.parallel import collectives
 from pretrain.parallel.engine import Engine
-from pretrain.state.files import reached, replace_text
+from pretrain.state.files import reached
 from pretrain.state.index import Index
 from pretrain.state.keep import Keep, prune
-from pretrain.state.reader import LATEST, step_folder
+from pretrain.state.reader import point_latest, step_folder
 from pretrain.state.shares import SHARES, ShareFailed, tell_done, tell_failed, wait_for_shares
 from pretrain.state.writer import commit, rank_file, read_pieces, write_common_files, write_rank_file
 
@@ -48,7 +48,7 @@ class Saved:
     write_seconds: float
     """The thread took so long."""
     prune_problem: str
-    """Why older ones could not be removed; empty if they were."""
+    """Why `latest` could not be moved or older ones not be removed; empty if all was done."""
 
 
 class _Running(threading.Thread):
@@ -187,11 +187,7 @@ class Saver:
             whose = f"write it ({error})" if isinstance(error, ShareFailed) else f"complete it ({_clause(error)})"
             shutil.rmtree(temporary, ignore_errors=True)  # half a checkpoint would keep the disk full
             return problem or f"checkpoint: could not {whose}"
-        left = ""
-        try:
-            prune(self.checkpoints, self.keep, step)
-        except OSError as error:
-            left = f"checkpoint: could not remove an old one ({_clause(error)}); see to the disk of run.dir"
+        left = self._tidy(step)
         try:
             self.tell(Saved(step, *timing, time.perf_counter() - start, left))
         except Exception as error:
@@ -217,8 +213,18 @@ class Saver:
         final = step_folder(self.checkpoints, step)
         self.complete()  # the logs up to here are on the disk before a session can go on from here
         commit(temporary, final, step, self.layout, {rank_file(rank): record for rank, record in enumerate(records)})
-        replace_text(self.checkpoints / LATEST, f"{final.name}\n")
-        reached("latest_moved")
+
+    def _tidy(self, step: int) -> str:
+        """What follows on a complete checkpoint; what could not be done, which does not undo the save."""
+        doing = "move `latest`"
+        try:
+            point_latest(self.checkpoints, step_folder(self.checkpoints, step))
+            reached("latest_moved")
+            doing = "remove an old one"
+            prune(self.checkpoints, self.keep, step)
+        except OSError as error:
+            return f"checkpoint: could not {doing} ({_clause(error)}); see to the disk of run.dir"
+        return ""
 
     def _is_ending(self) -> bool:
         return self._ending.is_set() or not threading.main_thread().is_alive()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,8 +16,9 @@ from pretrain.errors import CheckpointError, UserError
 from pretrain.state.keep import Keep, prune, to_remove
 from pretrain.state.manifest import NAME as MANIFEST
 from pretrain.state.manifest import Manifest
-from pretrain.state.reader import DAMAGED, PREFIX, ROLLED_BACK, Checkpoint, list_checkpoints, step_of
+from pretrain.state.reader import DAMAGED, PREFIX, ROLLED_BACK, complete_checkpoints, list_checkpoints, step_of
 from pretrain.state.run_files import CHECKPOINTS, CONFIG
+from pretrain.state.whole import Judgement
 from pretrain.training.run_folder import RunFolder
 
 
@@ -51,7 +54,7 @@ def survey(run: Path) -> list[Row]:
     checkpoints = checkpoints_of(run)
     folders = list_checkpoints(checkpoints)
     keep = _keep_of(checkpoints.parent)
-    complete = [step_of(folder) for folder in folders if (folder / MANIFEST).exists()]
+    complete = [step_of(folder) for folder in complete_checkpoints(checkpoints)]
     why = keep.why(complete) if keep else {}
     found = [(folder, why.get(step_of(folder), ""), "") for folder in folders]
     for folder in sorted(checkpoints.glob(f"{DAMAGED}{PREFIX}*"), reverse=True):
@@ -73,16 +76,14 @@ def survey(run: Path) -> list[Row]:
 
 def _row(folder: Path, kept: str, problem: str = "") -> Row:
     layout: dict[str, Any] = {}
-    try:
-        manifest = Manifest.read(folder)
-        layout = manifest.layout
-        found = manifest.damaged(folder, hashes=False)
-        problem = problem or (f"damaged: {found}" if found else "")
-    except CheckpointError as error:
-        problem = problem or f"damaged: {str(error).removeprefix(f'{folder}: ').removeprefix(f'{folder}/')}"
+    judgement = Judgement(folder, "presence")
+    if not problem and (found := next(judgement.problems(), None)) is not None:
+        problem = f"damaged: {found}"
+    with contextlib.suppress(CheckpointError):
+        layout = Manifest.read(folder).layout
     stamp = folder / MANIFEST if (folder / MANIFEST).exists() else folder
     when = datetime.fromtimestamp(stamp.stat().st_mtime).astimezone().isoformat(" ", "seconds")
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
     return Row(folder.name, when, size, _layout(layout), kept, problem)
 
 
@@ -113,23 +114,13 @@ def verify(path: Path) -> Iterator[tuple[Path, list[str]]]:
     Raises:
         CheckpointError: there is no checkpoint.
     """
-    folders = [path] if (path / MANIFEST).exists() or path.name.startswith(PREFIX) else None
+    folders = [path] if os.path.lexists(path / MANIFEST) or path.name.startswith(PREFIX) else None
     if folders is None:
         folders = list_checkpoints(checkpoints_of(path))
     if not folders:
         raise CheckpointError(f"{path}: it holds no checkpoint")
     for folder in folders:
-        yield folder, _problems(folder)
-
-
-def _problems(folder: Path) -> list[str]:
-    try:
-        problems = list(Manifest.read(folder).problems(folder))
-        if not problems:
-            Checkpoint(folder, verify="nothing")  # the index must cover every parameter once
-    except CheckpointError as error:
-        return [str(error).removeprefix(f"{folder}: ").removeprefix(f"{folder}/")]
-    return problems
+        yield folder, list(Judgement(folder).problems())
 
 
 def prune_run(run: Path, keep: Keep, dry_run: bool) -> list[Path]:

@@ -78,7 +78,7 @@ def to_deepspeed(source: Path, out: Path, naming: str = PREFIX, prefix: str = PL
     """
     checkpoint = Checkpoint(resolve_checkpoint(source))
     refuse_existing(out)
-    spec = None if naming == PREFIX else _spec(checkpoint.folder)
+    spec = None if naming == PREFIX else _spec(checkpoint)
     names = deepspeed_names(checkpoint.index.names(), naming, PLAIN_ENGINE if naming == STAGES else prefix, spec)
     if bad := next((name for name in names.values() if "/" in name or name.startswith(".")), None):
         raise UserError(f"--prefix {prefix}: {bad} cannot be the name of a folder; give one such as {PLAIN_ENGINE}")
@@ -110,7 +110,7 @@ def _write(checkpoint: Checkpoint, draft: Path, out: Path, names: dict[str, str]
     (folder / ZERO / OPTIMIZER_STATE).write_bytes(_pickled(_optimizer_state(steps)))
     (folder / OWN).mkdir()
     for name in (CONFIG, TOKENIZER, TRAINING):
-        if (checkpoint.folder / name).is_file():
+        if name in checkpoint.manifest.files:
             shutil.copyfile(checkpoint.folder / name, folder / OWN / name)
     (draft / LATEST_UNIVERSAL).write_text(tag)  # DeepSpeed strips nothing but white space
     files = sum(1 for path in draft.rglob("*") if path.is_file())
@@ -157,10 +157,11 @@ def _pickled(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _spec(folder: Path) -> ModelSpec:
+def _spec(checkpoint: Checkpoint) -> ModelSpec:
     """The model of a checkpoint, from its config and tokenizer."""
+    folder = checkpoint.folder
     for name in (CONFIG, TOKENIZER):
-        if not (folder / name).is_file():
+        if name not in checkpoint.manifest.files:
             raise CheckpointError(f"{folder}: it has no {name}, which this naming needs; leave out --names")
     experiment = load_experiment(str((folder / CONFIG).resolve()))
     tokenizer = Tokenizer.load(folder / TOKENIZER, wanted_sentinels(experiment), wants_mask(experiment))

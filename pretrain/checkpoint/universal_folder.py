@@ -21,7 +21,9 @@ from torch import Tensor
 
 from pretrain.checkpoint.universal_names import natural_order
 from pretrain.errors import CheckpointError
+from pretrain.state.bounded import BadFile, read_bounded
 from pretrain.state.index import MOMENTS, WEIGHT
+from pretrain.state.values import MOST
 
 LATEST_UNIVERSAL = "latest_universal"
 ZERO = "zero"
@@ -124,6 +126,8 @@ class UniversalFolder:
                 groups = self.model_states().get("param_shapes") or []
                 groups = groups if isinstance(groups, list) else [groups]
                 for group in groups:
+                    if not isinstance(group, dict):
+                        raise CheckpointError(f"{self.folder / MODEL_STATES_ZERO3}: damaged, its param_shapes")
                     self._shapes |= {key: tuple(size) for key, size in group.items()}
         return self._shapes.get(name)
 
@@ -140,7 +144,7 @@ class UniversalFolder:
         value = value[0] if isinstance(value, list) and value else value
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
-        if not isinstance(value, (int, float)) or value < 0 or value != int(value):
+        if not isinstance(value, (int, float)) or not 0 <= value <= MOST or value != int(value):
             raise CheckpointError(f"{path}: damaged, it holds no number of steps")
         return int(value)
 
@@ -164,10 +168,13 @@ def _resolve(path: Path) -> Path:
         return path
     latest = path / LATEST_UNIVERSAL
     if latest.is_file():
-        tag = latest.read_text(encoding="utf-8", errors="replace").strip()
-        if tag and (path / tag / ZERO).is_dir():
+        try:
+            tag = read_bounded(latest, follow=True).decode(errors="replace").strip()
+        except BadFile as error:
+            raise CheckpointError(f"{latest}: {error}; give the folder that has {ZERO}/") from None
+        if tag == Path(tag).name and (path / tag / ZERO).is_dir():
             return path / tag
-        raise CheckpointError(f"{latest}: names {tag!r}, which has no {ZERO}/; give the folder that has one")
+        raise CheckpointError(f"{latest}: names {tag[:80]!r}, which has no {ZERO}/; give the folder that has one")
     if any(path.glob("*optim_states.pt")) or any(path.glob("*/*optim_states.pt")):
         raise CheckpointError(
             f"{path}: a checkpoint of DeepSpeed's own layout; convert it first: python -m "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +20,14 @@ from pretrain.data.tokenizer import Tokenizer
 from pretrain.errors import CheckpointError, UserError
 from pretrain.models.layer_list import LayerList
 from pretrain.models.layers import ModelSpec
+from pretrain.state.bounded import BadFile
 from pretrain.state.files import FileRecord
 from pretrain.state.index import MOMENTS, WEIGHT, Box, Index, Piece
 from pretrain.state.reader import PREFIX as STEP_PREFIX
 from pretrain.state.reader import step_folder
 from pretrain.state.run_files import CONFIG, TOKENIZER
+from pretrain.state.training_state import read_training
+from pretrain.state.values import count
 from pretrain.state.writer import TRAINING, commit, rank_file, write_common_files, write_rank_file
 
 FILE_ELEMENTS = 2**27
@@ -183,10 +185,10 @@ def _counters(folder: UniversalFolder, remarks: list[str]) -> dict[str, int] | N
     """global_steps and skipped_steps of DeepSpeed's engine; None where they cannot be read safely."""
     try:
         states = folder.model_states()
-        return {key: int(states[key]) for key in ("global_steps", "skipped_steps")}
+        return {key: count(int(states[key]), key) for key in ("global_steps", "skipped_steps")}
     except CheckpointError as error:
         remarks.append(f"counters not read, skipped steps taken as 0 ({error})")
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         remarks.append(f"{folder.folder / MODEL_STATES}: holds no counters, skipped steps taken as 0")
     return None
 
@@ -256,11 +258,11 @@ def _own_training(folder: UniversalFolder, step: int, remarks: list[str]) -> dic
     if not path.is_file():
         return None
     try:
-        training = json.loads(path.read_text(encoding="utf-8"))
-        saved = training.get("optimizer_steps", training.get("step"))
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); remove it, and give --recipe") from None
-    if saved != step:
+        training = read_training(path, None)
+    except BadFile as error:
+        raise CheckpointError(f"{path}: {error}; remove it, and give --recipe") from None
+    saved = training.get("optimizer_steps", training.get("step"))
+    if saved != step or training.get("progress", {}).get("step", step) != step:
         remarks.append(f"{path}: is of step {saved}, the optimizer of {step}: not used; --recipe makes it resumable")
         return None
     return training

@@ -147,6 +147,8 @@ def load_deepspeed_json(path: str | Path) -> Json:
         document = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}:{error.lineno}: broken JSON at column {error.colno}: {error.msg}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deep; give a JSON file such as ds_configs/default.json") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
     except OSError as error:

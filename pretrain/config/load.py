@@ -18,6 +18,8 @@ from pretrain.config.messages import did_you_mean, validation_message
 from pretrain.config.paths import as_text, check_path, name_of
 from pretrain.config.schema import Experiment
 from pretrain.errors import ConfigError
+from pretrain.state.bounded import BadFile, read_bounded
+from pretrain.state.bounded_yaml import YAML_BYTES, BoundedLoader, load_yaml
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 SUFFIXES = (".yaml", ".yml")
@@ -27,7 +29,7 @@ BASE, TINY = "base", "tiny"
 Layer = dict[str, Any]
 
 
-class _RecipeLoader(yaml.SafeLoader):
+class _RecipeLoader(BoundedLoader):
     """Safe YAML that reads 2e-3 as a number (YAML 1.2), keeps dates as text, and refuses a key that stands twice."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML's own class attribute, replaced and not changed)
@@ -149,11 +151,11 @@ def read_yaml(path: Path) -> Layer:
         ConfigError: naming file and line.
     """
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_RecipeLoader)
+        document = load_yaml(read_bounded(path, YAML_BYTES, follow=True), _RecipeLoader)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    except BadFile as error:
+        raise ConfigError(f"{path}: {error}; check the file and its permissions") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -259,6 +261,10 @@ def _check_values(node: Any, where: str, path: str = "") -> None:
         )
     elif isinstance(node, float) and not math.isfinite(node):
         raise ConfigError(f"{where}: {path} = {node} is not a finite number; write a finite one")
+    elif isinstance(node, int) and abs(node) >= 2**63:
+        raise ConfigError(f"{where}: {path} is a number of more than 63 bits; write a smaller one")
+    elif not isinstance(node, (str, int, float, type(None))):
+        raise ConfigError(f"{where}: {path} is a {type(node).__name__}; write text, numbers, lists or sections")
 
 
 def _one_line(text: object) -> str:

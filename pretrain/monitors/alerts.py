@@ -12,6 +12,7 @@ from pretrain.monitors.verdict_rules import RULES
 from pretrain.monitors.verdicts import NOT_FINITE, Level, Verdict, ranked, verdicts, worst_of
 from pretrain.parallel.engine import StepResult
 from pretrain.state.run_files import VERDICTS
+from pretrain.state.values import count, mapping, sequence
 from pretrain.training.callback import Callback
 from pretrain.training.evaluation import Evaluation
 from pretrain.training.loop import StepReport, Trainer
@@ -115,9 +116,14 @@ class Verdicts(Callback):
         return {"history": self.history.state_dict(), "thrown": [list(entry) for entry in self._thrown], **told}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.history.load_state_dict(state.get("history", {}))
-        self._thrown = [(step, finite) for step, finite in state.get("thrown", [])]
-        self._told, self._better = dict(state.get("told", {})), dict(state.get("better", {}))
+        self.history.load_state_dict(mapping(state.get("history", {}), "history"))
+        self._thrown = [
+            (count(step, "thrown"), bool(finite)) for step, finite in sequence(state.get("thrown", []), "thrown")
+        ]
+        self._told, self._better = (
+            {signal: count(level, key) for signal, level in mapping(state.get(key, {}), key).items()}
+            for key in ("told", "better")
+        )
         self.step, self.latest = 0, []
 
 

@@ -15,6 +15,7 @@ from pretrain.monitors.signals import Part, Profiles, Signal
 from pretrain.parallel import collectives
 from pretrain.state.reader import Checkpoint
 from pretrain.state.run_files import LAYERS
+from pretrain.state.values import mapping
 from pretrain.training.callback import Callback
 from pretrain.training.loop import StepReport, Trainer
 
@@ -90,7 +91,8 @@ class DepthSignals(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.latest = 0, {}
         for signal in self.signals:
-            signal.load_state_dict(state.get(type(signal).__name__, {}))
+            name = type(signal).__name__
+            signal.load_state_dict(dict(mapping(state.get(name, {}), name)))
 
 
 def gather(signals: Sequence[Signal], parts: Sequence[Part]) -> Profiles:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from pretrain.monitors.spike_score import SpikeScore
 from pretrain.state.run_files import METRICS
+from pretrain.state.values import mapping
 from pretrain.training.callback import Callback
 from pretrain.training.evaluation import Evaluation
 from pretrain.training.loop import StepReport, Trainer
@@ -57,7 +58,7 @@ class Metrics(Callback):
         return {"spike_score": self.spike_score.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.spike_score.load_state_dict(state.get("spike_score", {}))
+        self.spike_score.load_state_dict(mapping(state.get("spike_score", {}), "spike_score"))
 
 
 def summary_line(figures: dict[str, Any]) -> str:

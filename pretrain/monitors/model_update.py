@@ -24,6 +24,7 @@ from pretrain.monitors.signals import NOTHING, Part, Profiles, Signal
 from pretrain.monitors.tokens import of_probe, real_tokens
 from pretrain.parallel import collectives
 from pretrain.parallel.engine import Engine
+from pretrain.state.values import text
 
 GROUP = "model"
 INITIAL, PREVIOUS = "model_output_initial", "model_output_previous"
@@ -56,11 +57,19 @@ class ModelUpdate(Signal):
             probe.run(engine)
             self.initial = self.previous = self._outputs(collectives.sum_over(self.collect(engine).sums))
             return ""
-        if self.initial is not None and measured_on == self.probe_fingerprint:
+        same_samples = measured_on == self.probe_fingerprint
+        if self.initial is not None and same_samples and self._fits(probe):
             return ""
-        reason = "was measured on other samples" if self.initial is not None else "is not in the checkpoint"
+        reason = "is of another size" if same_samples else "was measured on other samples"
+        reason = reason if self.initial is not None else "is not in the checkpoint"
         self.initial = self.previous = None
         return f"model_update is left out: the model's output at initialisation {reason}"
+
+    def _fits(self, probe: Probe) -> bool:
+        """Whether what was kept has P * T * d numbers, as this model's outputs have."""
+        length = of_probe(probe, real_tokens, self.stack)[0].shape[1]
+        kept = [tensor.numel() for tensor in (self.initial, self.previous) if tensor is not None]
+        return set(kept) == {probe.count * length * self.width}
 
     def before_probe(self, engine: Engine, probe: Probe) -> None:
         self.probe, self.outputs = probe, list[Tensor]()
@@ -103,7 +112,7 @@ class ModelUpdate(Signal):
         return {"probe": self.probe_fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.probe_fingerprint = state.get("probe", "")
+        self.probe_fingerprint = text(state.get("probe", ""), "probe")
 
     def tensors(self) -> dict[str, Tensor]:
         kept = {INITIAL: self.initial, PREVIOUS: self.previous}

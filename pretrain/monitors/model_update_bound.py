@@ -23,6 +23,7 @@ from pretrain.monitors.probe import Probe
 from pretrain.monitors.signals import NOTHING, Part, Profiles, Rows, Signal, stack_depths
 from pretrain.parallel import collectives
 from pretrain.parallel.engine import Engine, Shard
+from pretrain.state.values import number
 
 MATRICES = {
     "self_attention": ("v_proj", "out_proj"),
@@ -146,7 +147,7 @@ class ModelUpdateBound(Signal):
         return {"initial_norm": self.initial_norm} if math.isfinite(self.initial_norm) else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.initial_norm = state.get("initial_norm", math.nan)
+        self.initial_norm = number(state.get("initial_norm", math.nan), "initial_norm")
 
 
 def post_norm_stacks(spec: ModelSpec) -> tuple[dict[str, float], dict[str, list[str]]]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from pretrain.monitors.listening import recomputing
 from pretrain.monitors.norm_flow import NormFlow
 from pretrain.monitors.signals import Profiles
 from pretrain.parallel.engine import Engine
+from pretrain.state.values import mapping, maybe, numbers
 
 
 class NormInputs(NormFlow):
@@ -43,7 +45,7 @@ class NormInputs(NormFlow):
         rms = self.rms(sums)
         if self.is_first:
             self.first = rms
-        if self.first is None:
+        if self.first is None or not _alike(rms, self.first):  # of another model: there is nothing to compare
             return {"norm_input_rms": rms}
         growth = {
             group: [now / then if then else float("nan") for now, then in zip(values, self.first[group], strict=True)]
@@ -55,4 +57,10 @@ class NormInputs(NormFlow):
         return {} if self.first is None else {"first": self.first}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.first = state.get("first")
+        first = maybe(mapping, state.get("first"), "first")
+        self.first = first and {group: numbers(values, "first") for group, values in first.items()}
+
+
+def _alike(now: Mapping[str, Sequence[float]], then: Mapping[str, Sequence[float]]) -> bool:
+    """Whether they have the same groups of as many norms."""
+    return {group: len(values) for group, values in now.items()} == {g: len(values) for g, values in then.items()}

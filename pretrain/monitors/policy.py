@@ -26,6 +26,7 @@ from pretrain.monitors.verdicts import Level
 from pretrain.parallel import collectives
 from pretrain.parallel.engine import StepResult
 from pretrain.state.reader import Checkpoint
+from pretrain.state.values import count, mapping, number, sequence, text
 from pretrain.training.callback import Callback, Remedy
 from pretrain.training.loop import StepReport, Trainer
 from pretrain.training.progress import Stop
@@ -208,9 +209,11 @@ class Policy(Callback):
         return {"watch": self.watch.state_dict(), "rate": rate, **alarms}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.watch.load_state_dict(state.get("watch", {}))
-        self.rate = Rate(*state["rate"]) if "rate" in state else NO_RATE
-        self.calm_sample, self.alarmed = state.get("calm_sample", 0), set(state.get("alarmed", ()))
+        self.watch.load_state_dict(mapping(state.get("watch", {}), "watch"))
+        factor, first, last = sequence(state.get("rate", [1.0, 0, 0]), "rate")
+        self.rate = Rate(number(factor, "rate"), count(first, "rate"), count(last, "rate"))
+        self.calm_sample = count(state.get("calm_sample", 0), "calm_sample")
+        self.alarmed = {text(signal, "alarmed") for signal in sequence(state.get("alarmed", []), "alarmed")}
 
 
 def say(step: int, reason: str, what: str) -> None:

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+from pretrain.state.values import numbers
+
 LEAST_HISTORY = 8
 """Losses without which a spread means nothing; of a long window a quarter is asked for."""
 CONSISTENT = 1.4826
@@ -50,4 +52,4 @@ class SpikeScore:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what an earlier session remembers; of a longer window the newest."""
         self.losses.clear()
-        self.losses.extend(state.get("losses", []))
+        self.losses.extend(numbers(state.get("losses", []), "losses"))

@@ -9,6 +9,7 @@ from typing import Any
 from pretrain.config.schema import PolicySection
 from pretrain.monitors.spike_score import SpikeScore
 from pretrain.parallel.engine import Refusal, StepResult
+from pretrain.state.values import count, mapping, numbers
 
 LOSS_NOT_FINITE = "loss not finite"
 
@@ -77,7 +78,8 @@ class StepWatch:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.losses.load_state_dict(state.get("losses", {}))
-        self.grad_norms.load_state_dict(state.get("grad_norms", {}))
-        self.spikes, self.spikes_since = list(state.get("spikes", [])), state.get("spikes_since", 0)
+        self.losses.load_state_dict(mapping(state.get("losses", {}), "losses"))
+        self.grad_norms.load_state_dict(mapping(state.get("grad_norms", {}), "grad_norms"))
+        self.spikes = numbers(state.get("spikes", []), "spikes")
+        self.spikes_since = count(state.get("spikes_since", 0), "spikes_since")
         self.broken = []

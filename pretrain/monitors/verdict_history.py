@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pretrain.state.values import count, mapping, number, numbers, sequence
+
 REMEMBERED = 8
 """Samples that a median is of."""
 LEAST = 4
@@ -39,8 +41,9 @@ class History:
         """Remember a sample."""
         for group, values in profiles.get(GRADIENT, {}).items():
             norms = [math.nan if value is None else float(value) for value in values]
+            self._forget_other_depths(group, len(norms))
             zeros = self._zeros.get(group) or [0] * len(norms)
-            self._zeros[group] = [count + 1 if norm == 0 else 0 for count, norm in zip(zeros, norms, strict=True)]
+            self._zeros[group] = [times + 1 if norm == 0 else 0 for times, norm in zip(zeros, norms, strict=True)]
             if "." not in group or len(norms) == 1:  # of layers the wholes: parts would be five times as much to keep
                 self._gradients.setdefault(group, deque(maxlen=REMEMBERED)).append(norms)
         for values in profiles.get(UPDATE, {}).values():
@@ -53,14 +56,23 @@ class History:
             while len(self._moves) > LEAST and self._moves[1][0] <= step - STILL_STEPS:
                 self._moves.pop(0)
 
+    def _forget_other_depths(self, group: str, layers: int) -> None:
+        """What a checkpoint tells of another number of layers is not of this model."""
+        if len(self._zeros.get(group, ())) != layers:
+            self._zeros.pop(group, None)
+        if any(len(norms) != layers for norms in self._gradients.get(group, ())):
+            del self._gradients[group]
+
     def median(self, group: str, layer: int) -> float | None:
         """Median gradient norm of a layer; None without enough samples."""
-        found = [norms[layer] for norms in self._gradients.get(group, ()) if math.isfinite(norms[layer])]
+        norms = [norms[layer] for norms in self._gradients.get(group, ()) if layer < len(norms)]
+        found = [norm for norm in norms if math.isfinite(norm)]
         return statistics.median(found) if len(found) >= LEAST else None
 
     def zeros(self, group: str, layer: int) -> int:
         """Samples in a row in which no gradient has reached a layer."""
-        return self._zeros[group][layer] if group in self._zeros else 0
+        zeros = self._zeros.get(group, ())
+        return zeros[layer] if layer < len(zeros) else 0
 
     def early_share(self, move: float) -> float:
         """Share of the largest update that the first steps made, if the model stands still since; else 0.
@@ -82,8 +94,14 @@ class History:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        gradients = state.get("gradients", {})
-        self._gradients = {group: deque(samples, maxlen=REMEMBERED) for group, samples in gradients.items()}
-        self._zeros = {group: list(zeros) for group, zeros in state.get("zeros", {}).items()}
-        self._early, self._largest, moves = state.get("update", (0.0, 0.0, ()))
-        self._moves = [(step, move) for step, move in moves]
+        self._gradients = {
+            group: deque((numbers(norms, "gradients") for norms in sequence(samples, "gradients")), maxlen=REMEMBERED)
+            for group, samples in mapping(state.get("gradients", {}), "gradients").items()
+        }
+        self._zeros = {
+            group: [count(zeros, "zeros") for zeros in sequence(layers, "zeros")]
+            for group, layers in mapping(state.get("zeros", {}), "zeros").items()
+        }
+        early, largest, moves = sequence(state.get("update", [0.0, 0.0, []]), "update")
+        self._early, self._largest = number(early, "update"), number(largest, "update")
+        self._moves = [(count(step, "update"), number(move, "update")) for step, move in sequence(moves, "update")]

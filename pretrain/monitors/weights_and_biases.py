@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pretrain.monitors.summaries import StepScalars
+from pretrain.state.values import maybe, text
 from pretrain.training.callback import Callback
 from pretrain.training.loop import StepReport, Trainer
 
@@ -67,4 +68,4 @@ class WeightsAndBiases(Callback):
         return {"id": self.id}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.id = state.get("id")
+        self.id = maybe(text, state.get("id"), "id")

@@ -19,5 +19,6 @@ def scaler_state(scaler: Any) -> dict[str, float]:
 def load_scaler_state(scaler: Any, state: dict[str, float]) -> None:
     """Put a state back. Nothing happens where the scale is fixed, or was when it was saved."""
     if getattr(scaler, "dynamic", False):
-        for name, value in state.items():
-            setattr(scaler, name, value)
+        for name in STATE:
+            if name in state:
+                setattr(scaler, name, state[name])

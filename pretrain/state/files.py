@@ -91,10 +91,11 @@ def replace_file(path: Path, content: str | bytes) -> None:
         try:
             write_file(temporary, content)
             temporary.replace(path)
-        except OSError as error:
+        except BaseException as error:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            error.filename, error.filename2 = str(path), None  # the user knows that one
+            if isinstance(error, OSError):
+                error.filename, error.filename2 = str(path), None  # the user knows that one
             raise
         sync(path.parent)
 

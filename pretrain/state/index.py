@@ -17,10 +17,16 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pretrain.state.bounded import BadFile, parse_json
+from pretrain.state.values import MOST, count, mapping, sequence
+
+MOST_DIMENSIONS = 8
+"""Of a parameter. A box has two to the power of its dimensions corners."""
 WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -68,11 +74,19 @@ class Piece:
 
     @classmethod
     def from_json(cls, name: str, shape: tuple[int, ...], entry: dict[str, Any]) -> Piece:
+        """Raises ValueError, LookupError or TypeError: the entry has another form, or lies outside of the parameter."""
         box = Box.whole(shape)
         if "box" in entry:
-            box = Box(tuple(entry["box"]["offset"]), tuple(entry["box"]["size"]))
+            box = Box(extent(entry["box"]["offset"], "offset"), extent(entry["box"]["size"], "size"))
+            if len(box.offset) != len(shape) or len(box.size) != len(shape):
+                raise ValueError("a box has other dimensions than its parameter")
         start, stop = entry["range"]
-        return cls(name, shape, box, start, stop, entry["at"], entry["file"])
+        at, file = entry["at"], entry["file"]
+        if not (type(start) is type(stop) is type(at) is int and 0 <= start <= stop <= box.numel and 0 <= at <= MOST):
+            raise ValueError(f"a piece is {ascii(entry['range'])[:80]} at {ascii(at)[:80]}")
+        if not isinstance(file, str):
+            raise ValueError("a piece names no file")
+        return cls(name, shape, box, start, stop, at, file)
 
 
 class Index:
@@ -111,35 +125,77 @@ class Index:
         return json.dumps({"tensors": tensors}, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str) -> Index:
-        tensors = json.loads(text)["tensors"]
-        return cls(
-            Piece.from_json(name, tuple(entry["shape"]), piece)
-            for name, entry in tensors.items()
-            for piece in entry["pieces"]
-        )
+    def from_json(cls, content: str | bytes) -> Index:
+        """The index that its file holds. That its pieces cover every parameter is for `incomplete` to say.
+
+        Raises:
+            BadFile: it has another form: a parameter without pieces, a number that is none or out of range.
+        """
+        value = parse_json(content.encode() if isinstance(content, str) else content)
+        name = ""
+        try:
+            tensors = mapping(mapping(value, "it")["tensors"], "tensors")
+            pieces = []
+            for name, entry in tensors.items():
+                if not name or not name.isprintable():
+                    raise ValueError("its name cannot be printed")
+                shape, own = extent(entry["shape"], "shape"), sequence(entry["pieces"], "pieces")
+                if not own:
+                    raise ValueError("it has no pieces")
+                pieces += [Piece.from_json(name, shape, piece) for piece in own]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            what = f"{error} is not there" if isinstance(error, LookupError) else str(error)
+            raise BadFile(f"damaged ({ascii(name)[1:-1][:200]}{': ' if name else ''}{what})") from None
+        if not pieces:
+            raise BadFile("damaged (it names no parameter)")
+        return cls(pieces)
 
 
-def _covers(pieces: list[Piece]) -> bool:
-    """Whether the pieces tile the tensor: within each box the ranges abut, and the boxes' volumes add up."""
+def extent(value: Any, what: str) -> tuple[int, ...]:
+    """A shape or an offset, from JSON; raises ValueError unless it is a list of few counts."""
+    numbers = tuple(count(item, what) for item in sequence(value, what))
+    if len(numbers) > MOST_DIMENSIONS:
+        raise ValueError(f"{what} has more than {MOST_DIMENSIONS} dimensions")
+    return numbers
+
+
+def overlap(pieces: Iterable[Piece]) -> Piece | None:
+    """A piece of one file that shares elements of the file's buffers with another one; None if there is none."""
+    end = 0
+    for piece in sorted((piece for piece in pieces if piece.numel), key=lambda piece: piece.at):
+        if piece.at < end:
+            return piece
+        end = piece.at + piece.numel
+    return None
+
+
+def _covers(pieces: Sequence[Piece]) -> bool:
+    """Whether the pieces tile the tensor: within each box the ranges abut, and the boxes tile the shape."""
+    whole = Box.whole(pieces[0].shape)
     by_box: dict[Box, list[Piece]] = {}
     for piece in pieces:
         by_box.setdefault(piece.box, []).append(piece)
     for box, parts in by_box.items():
         end = 0
-        for part in sorted(parts, key=lambda part: part.start):
+        for part in sorted(parts, key=lambda part: (part.start, part.stop)):
             if part.start != end:
                 return False
             end = part.stop
         if end != box.numel:
             return False
-    shape, boxes = pieces[0].shape, list(by_box)
-    inside = all(
-        o >= 0 and o + s <= extent for box in boxes for o, s, extent in zip(box.offset, box.size, shape, strict=True)
-    )
-    apart = not any(_overlap(a, b) for a, b in itertools.combinations(boxes, 2))
-    return inside and apart and sum(box.numel for box in boxes) == math.prod(shape)
+    return list(by_box) == [whole] or _tile(whole, list(by_box))
 
 
-def _overlap(a: Box, b: Box) -> bool:
-    return all(max(p, q) < min(p + m, q + n) for p, m, q, n in zip(a.offset, a.size, b.offset, b.size, strict=True))
+def _tile(whole: Box, boxes: Sequence[Box]) -> bool:
+    """Whether every element of `whole` lies in one box and none elsewhere, in time linear in the boxes.
+
+    How often an element is covered, as a function of its place, is known by its mixed differences alone: each box
+    puts +1 and -1 on its corners, turn about. Those of all boxes must add up to those of the whole.
+    """
+    corners: defaultdict[tuple[int, ...], int] = defaultdict(int)
+    for box, sign in [*((box, 1) for box in boxes), (whole, -1)]:
+        if box.numel:
+            ends = [((offset, 1), (offset + size, -1)) for offset, size in zip(box.offset, box.size, strict=True)]
+            for corner in itertools.product(*ends):
+                corners[tuple(place for place, _ in corner)] += sign * math.prod(mark for _, mark in corner)
+    return not any(corners.values())

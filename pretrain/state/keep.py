@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pretrain.state.files import reached
 from pretrain.state.manifest import NAME as MANIFEST
-from pretrain.state.reader import list_checkpoints, step_of
+from pretrain.state.reader import complete_checkpoints, list_checkpoints, step_of
 from pretrain.state.writer import remove_checkpoint
 
 
@@ -41,13 +41,15 @@ def to_remove(checkpoints: Path, keep: Keep, newest: int | None = None) -> list[
         keep: the rule.
         newest: look only at steps up to this one; default: at all.
     """
-    folders = {step_of(path): path for path in list_checkpoints(checkpoints)}
-    folders = {step: path for step, path in folders.items() if newest is None or step <= newest}
-    complete = [step for step, path in folders.items() if (path / MANIFEST).exists()]
+    folders = [path for path in list_checkpoints(checkpoints) if newest is None or step_of(path) <= newest]
+    found = complete_checkpoints(checkpoints)
+    complete = [step_of(path) for path in found if path in folders]
     if not complete:
         return []
     why = keep.why(complete)
-    return [path for step, path in folders.items() if step < complete[0] and not why.get(step)]
+    old = [path for path in folders if step_of(path) < complete[0] and not why.get(step_of(path))]
+    # One with a manifest of another step than its name says is not the run's own: it is left alone.
+    return [path for path in old if path in found or not (path / MANIFEST).exists()]
 
 
 def prune(checkpoints: Path, keep: Keep, newest: int | None = None) -> list[Path]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,18 @@ import torch
 from torch import Tensor
 
 from pretrain.errors import CheckpointError
-from pretrain.state.index import WEIGHT, Box, Index
-from pretrain.state.manifest import Manifest
+from pretrain.state.bounded import BadFile
+from pretrain.state.files import replace_text
+from pretrain.state.index import WEIGHT, Box
+from pretrain.state.manifest import NAME as MANIFEST
+from pretrain.state.manifest import STEP_PREFIX, Manifest
 from pretrain.state.tensor_file import TensorFile
-from pretrain.state.writer import INDEX, TRAINING, rank_file
+from pretrain.state.training_state import read_training
+from pretrain.state.whole import Judgement
+from pretrain.state.writer import TRAINING, rank_file
 
 LATEST = "latest"
-PREFIX = "step_"
+PREFIX = STEP_PREFIX
 DAMAGED = "damaged_"
 ROLLED_BACK = "rolled_back_"
 MOST_OPEN = 64
@@ -29,40 +35,37 @@ class Checkpoint:
 
     Args:
         folder: e.g. runs/demo/checkpoints/step_00000300.
-        verify: "hashes" reads every file and compares it, "sizes" is quick, "nothing" trusts.
+        verify: "hashes" reads every file and compares it, "sizes" is quick, "nothing" looks at manifest and index
+            alone.
+        share: (i, n): of the files look only at every n-th from the i-th, so that n ranks divide the reading.
 
     Raises:
         CheckpointError: not a checkpoint, or damaged; the message names the file.
     """
 
-    def __init__(self, folder: Path, verify: str = "hashes"):
+    def __init__(self, folder: Path, verify: str = "hashes", share: tuple[int, int] = (0, 1)):
         self.folder = Path(folder)
-        self.manifest = Manifest.read(self.folder)
-        if verify != "nothing":
-            problem = self.manifest.damaged(self.folder, hashes=verify == "hashes")
-            if problem:
-                raise CheckpointError(f"{self.folder}: {problem}")
-        self.index = self._read_index()
+        judgement = Judgement(self.folder, verify, share)
+        if (problem := next(judgement.problems(), None)) is not None:
+            raise CheckpointError(f"{self.folder}: {problem}")
+        self.manifest, self.index = judgement.manifest, judgement.index
         self._files: dict[str, TensorFile] = {}
         self._open: list[TensorFile] = []
-
-    def _read_index(self) -> Index:
-        path = self.folder / INDEX
-        try:
-            index = Index.from_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {error})") from None
-        if index.incomplete():
-            raise CheckpointError(f"{path}: {index.incomplete()[0]} is not covered exactly once by its pieces")
-        return index
 
     @property
     def step(self) -> int:
         return self.manifest.step
 
     def training(self) -> dict[str, Any]:
-        """Step, data position and callbacks' state, as they were saved."""
-        return json.loads((self.folder / TRAINING).read_text(encoding="utf-8"))
+        """Step, data position and callbacks' state, as they were saved.
+
+        Raises:
+            CheckpointError: damaged.
+        """
+        try:
+            return read_training(self.folder / TRAINING, self.step)
+        except BadFile as error:
+            raise CheckpointError(f"{self.folder / TRAINING}: {error}") from None
 
     def _file(self, name: str) -> TensorFile:
         """A rank's file; the one that was opened longest ago is closed where too many are open."""
@@ -81,7 +84,7 @@ class Checkpoint:
 
     def rank_tensor(self, rank: int, name: str) -> Tensor | None:
         """A small tensor (the generator's state) that `rank` wrote beside its buffers; None where there is none."""
-        if not (self.folder / rank_file(rank)).exists() or name not in self._file(rank_file(rank)):
+        if rank_file(rank) not in self.manifest.files or name not in self._file(rank_file(rank)):
             return None
         return self._file(rank_file(rank)).read(name)
 
@@ -155,6 +158,21 @@ def has_checkpoint(checkpoints: Path) -> bool:
     return bool(list_checkpoints(checkpoints)) or any(checkpoints.glob(f"{DAMAGED}{PREFIX}*"))
 
 
+def complete_checkpoints(checkpoints: Path) -> list[Path]:
+    """Step folders with a manifest, newest first; none whose manifest is of another step than its name says.
+
+    A manifest that cannot be read counts: the folder has the name of its step, and what is wrong with it will be said.
+    """
+    return [folder for folder in list_checkpoints(checkpoints) if _is_complete(folder)]
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        return Manifest.read(folder).agrees(folder)
+    except CheckpointError:
+        return os.path.lexists(folder / MANIFEST)
+
+
 def resolve_checkpoint(path: Path) -> Path:
     """A checkpoint folder from what a user typed: itself, or a run's (then its newest complete one).
 
@@ -162,10 +180,23 @@ def resolve_checkpoint(path: Path) -> Path:
         CheckpointError: there is none.
     """
     path = Path(path)
-    if (path / "manifest.json").is_file():
+    if os.path.lexists(path / MANIFEST):
         return path
     checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    for folder in list_checkpoints(checkpoints):
-        if (folder / "manifest.json").is_file():
-            return folder
+    if found := complete_checkpoints(checkpoints):
+        return found[0]
     raise CheckpointError(f"{path}: neither a checkpoint nor a run with one; expected RUN/checkpoints/step_NNNNNNNN")
+
+
+def point_latest(checkpoints: Path, folder: Path) -> None:
+    """Let `latest`, which is for people and other programs, name a checkpoint, whatever is there now.
+
+    Raises:
+        OSError: it cannot be written; the checkpoint is none the worse for it.
+    """
+    latest = checkpoints / LATEST
+    if latest.is_dir() and not latest.is_symlink():  # a file does not replace a folder
+        aside = latest.with_name(f"{DAMAGED}{LATEST}")
+        shutil.rmtree(aside, ignore_errors=True)
+        latest.rename(aside)
+    replace_text(latest, f"{folder.name}\n")

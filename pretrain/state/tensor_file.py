@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,12 +19,16 @@ import torch
 from torch import Tensor
 
 from pretrain.errors import CheckpointError
+from pretrain.state.bounded import MIB, BadFile, open_regular, parse_json
 from pretrain.state.files import FileRecord, flush, naming
+from pretrain.state.values import count, mapping, sequence, text
 
 DTYPES = {"F32": torch.float32, "U8": torch.uint8}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 CHUNK = 16 * 2**20
 """Bytes written and hashed at a time; hashlib and write() let other threads run meanwhile."""
+HEADER_BYTES = 100 * MIB
+"""The most that a header may have; the safetensors library's own bound is about the same."""
 FLUSH_EVERY = 2**29
 """Bytes after which what was written is flushed, so that the last flush is short and dirty pages do not pile up."""
 
@@ -74,42 +79,68 @@ class _Entry(NamedTuple):
     dtype: torch.dtype
     start: int
     """Of the file's bytes."""
+    end: int
     numel: int
 
     @classmethod
-    def of(cls, entry: dict[str, Any], data: int, size: int) -> _Entry:
-        """From a header's entry; the data begins at byte `data` of a file of `size` bytes."""
-        dtype, (start, end) = DTYPES[entry["dtype"]], entry["data_offsets"]
-        if not 0 <= start <= end <= size - data:
-            raise ValueError(f"data from {start} to {end}")
-        return cls(dtype, data + start, (end - start) // dtype.itemsize)
+    def of(cls, entry: Any, data: int) -> _Entry:
+        """From a header's entry; the data begins at byte `data` of the file."""
+        entry = mapping(entry, "an entry")
+        if text(entry["dtype"], "dtype") not in DTYPES:
+            raise ValueError("a dtype is none of " + ", ".join(DTYPES))
+        dtype = DTYPES[entry["dtype"]]
+        start, end = (count(place, "data_offsets") for place in sequence(entry["data_offsets"], "data_offsets"))
+        numel = math.prod(count(extent, "shape") for extent in sequence(entry["shape"], "shape"))
+        if end - start != numel * dtype.itemsize:
+            raise ValueError(f"data from {start} to {end} for {numel} elements")
+        return cls(dtype, data + start, data + end, numel)
+
+
+def _entries(header: Mapping[str, Any], data: int, size: int) -> dict[str, _Entry]:
+    """The tensors of a file of `size` bytes, whose data begins at byte `data` and has no gaps."""
+    entries = {name: _Entry.of(entry, data) for name, entry in header.items()}
+    at = data
+    for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.end)):
+        if entry.start != at:
+            raise ValueError("its tensors overlap or leave a gap")
+        at = entry.end
+    if at != size:
+        raise ValueError(f"its tensors end at byte {at} of {size}")
+    return entries
 
 
 class TensorFile:
     """A safetensors file, opened for reading ranges of flat tensors; only the header and what is asked for is read.
 
+    Args:
+        path: a regular file.
+        header_limit: bytes that its header may have.
+
     Raises:
         CheckpointError: not such a file.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, header_limit: int = HEADER_BYTES):
         self.path = path
         self._handle: int | None = None
         try:
             length = int.from_bytes(self._read(0, 8), "little")
-            size = path.stat().st_size
-            if length > size:
-                raise ValueError("its header is longer than the file")
-            header = json.loads(self._read(8, length))
-            self.metadata: dict[str, str] = header.pop("__metadata__", {})
-            self._entries = {name: _Entry.of(entry, 8 + length, size) for name, entry in header.items()}
-        except FileNotFoundError:
+            size = os.fstat(self._open()).st_size
+            if length > min(size, header_limit):
+                raise ValueError("its header is longer than " + ("the file" if length > size else "it may be"))
+            header = dict(mapping(parse_json(self._read(8, length)), "it"))
+            metadata = mapping(header.pop("__metadata__", {}), "__metadata__")
+            self.metadata = {key: text(value, f"__metadata__: {key}") for key, value in metadata.items()}
+            self._entries = _entries(header, 8 + length, size)
+        except (BadFile, OSError, ValueError, LookupError) as error:
             self.close()
-            raise CheckpointError(f"{path}: is missing") from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            self.close()
-            reason = f"{type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {error}" if isinstance(error, (OSError, LookupError)) else error
             raise CheckpointError(f"{path}: damaged, its header cannot be read ({reason})") from None
+
+    def elements(self, name: str) -> int | None:
+        """How many fp32 numbers tensor `name` has; None if it is not there, or is of another dtype."""
+        entry = self._entries.get(name)
+        return entry.numel if entry is not None and entry.dtype == torch.float32 else None
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
@@ -135,7 +166,7 @@ class TensorFile:
         Raises:
             CheckpointError: the file does not hold them.
         """
-        dtype, start, numel = self._entry(name)
+        dtype, start, _, numel = self._entry(name)
         if first < 0 or first + target.numel() > numel:
             raise CheckpointError(f"{self.path}: damaged, {name!r} ends before what the index says")
         at = start + first * dtype.itemsize
@@ -166,7 +197,10 @@ class TensorFile:
 
     def _open(self) -> int:
         if self._handle is None:
-            self._handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self._handle = open_regular(self.path)
+            except BadFile as error:
+                raise CheckpointError(f"{self.path}: {error}") from None
         return self._handle
 
     def close(self) -> None:

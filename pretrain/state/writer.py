@@ -98,6 +98,12 @@ def put_back(checkpoints: Path) -> None:
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint; its manifest goes first, so that a removal cut short leaves none behind."""
+    """Remove a checkpoint; its manifest goes first, so that a removal cut short leaves none behind.
+
+    Of one that is a symbolic link the link goes: what it names lies elsewhere for a reason.
+    """
+    if folder.is_symlink():
+        folder.unlink()
+        return
     (folder / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(folder)

@@ -7,6 +7,7 @@ from typing import Any
 from pretrain.data.loader import Batch, validation_batches
 from pretrain.data.samples import Samples
 from pretrain.state.run_files import METRICS
+from pretrain.state.values import count, maybe, number
 from pretrain.training.callback import Callback
 from pretrain.training.loop import StepReport, Trainer
 
@@ -74,6 +75,6 @@ class Evaluation(Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.validation_loss = state.get("validation_loss")
-        self.source_use = state.get("source_use")
-        self.evaluated_step = state.get("evaluated_step", 0)
+        self.validation_loss = maybe(number, state.get("validation_loss"), "validation_loss")
+        self.source_use = maybe(number, state.get("source_use"), "source_use")
+        self.evaluated_step = count(state.get("evaluated_step", 0), "evaluated_step")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -240,5 +241,6 @@ def test_which_folder_a_run_means(run: Path, bart: Path, tmp_path: Path):
     folder = exported_folder(run)
     assert folder == run / "hf"
     assert stale(run, folder) is None
-    (run / "checkpoints" / "step_00000007").rename(run / "checkpoints" / "step_00000012")
+    newer = (run / "checkpoints" / "step_00000007").rename(run / "checkpoints" / "step_00000012")
+    replace(Manifest.read(newer), step=12).write(newer)
     assert "is of step 7, the newest checkpoint is step_00000012" in (stale(run, folder) or "")

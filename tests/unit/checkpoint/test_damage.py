@@ -11,6 +11,7 @@ from documented_commands import ROOT
 
 from pretrain.checkpoint.restore import newest_good, start_anew
 from pretrain.errors import CheckpointError
+from pretrain.state.keep import Keep, prune
 from pretrain.state.reader import has_checkpoint
 from pretrain.training.run_folder import RunFolder
 
@@ -91,6 +92,42 @@ def test_latest_is_for_people_and_other_programs(content, checkpoints):
     else:
         (checkpoints / "latest").write_bytes(content)
     assert loaded(checkpoints) == (8, [])
+
+
+@pytest.mark.parametrize("kind", ["empty folder", "folder", "dangling link", "garbage"])
+def test_a_damaged_latest_fails_no_save_and_hides_nothing(kind, checkpoints):
+    latest = checkpoints / "latest"
+    latest.unlink()
+    if kind == "dangling link":
+        latest.symlink_to("step_00000099")
+    elif kind == "garbage":
+        latest.write_bytes(b"\xff\0")
+    else:
+        latest.mkdir()
+    if kind == "folder":
+        (latest / "manifest.json").write_text("{}")
+    assert loaded(checkpoints) == (8, [])
+    save(saver(checkpoints), HandEngine(), 12)
+    assert latest.read_text() == "step_00000012\n"
+    assert loaded(checkpoints) == (12, [])
+
+
+def test_a_latest_that_cannot_be_moved_is_an_alert(checkpoints, monkeypatch):
+    told = []
+    monkeypatch.setattr("pretrain.checkpoint.save.point_latest", lambda *args: (checkpoints / "latest").mkdir())
+    save(saver(checkpoints, tell=told.append), HandEngine(), 12)
+    assert "could not move `latest` (FileExistsError" in told[0].prune_problem
+    assert loaded(checkpoints) == (12, [])
+
+
+def test_a_folder_under_the_name_of_another_step(checkpoints):
+    """It is not the newest; it is set aside, and does not stand for those that are kept."""
+    shutil.copytree(checkpoints / OLDER, checkpoints / "step_00000099")
+    assert prune(checkpoints, Keep(1)) == [checkpoints / OLDER]
+    step, problems = loaded(checkpoints)
+    assert step == 8
+    assert "step_00000099: manifest.json is of step 4" in problems[0]
+    assert (checkpoints / "damaged_step_00000099").is_dir()
 
 
 def test_none_is_whole(checkpoints):

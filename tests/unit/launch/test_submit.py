@@ -60,7 +60,7 @@ def write_checkpoint(folder: Path) -> None:
     piece = Piece("w", (2,), Box.whole((2,)), 0, 2, 0, rank_file(0))
     files = {rank_file(0): write_rank_file(temporary, 0, [piece], {"weight": torch.zeros(2)})}
     write_common_files(temporary, Index([piece]), {}, {})
-    commit(temporary, folder, 1, {}, files)
+    commit(temporary, folder, int(folder.name.removeprefix("step_")), {}, files)
 
 
 def directives(script: str) -> list[str]:
