@@ -7,9 +7,11 @@ from pretrain.config.checks import BatchPlan, check
 from pretrain.config.load import load_experiment, recipe_names
 from pretrain.errors import ConfigError
 
+SIZES = ("batch.micro_batch_size=4", "train.max_steps=300", "schedule.warmup_steps=50", "parallel.pipeline_stages=1")
+
 
 def demo(*overrides):
-    return load_experiment("demo", ["parallel.pipeline_stages=1", *overrides])
+    return load_experiment("demo", [*SIZES, *overrides])
 
 
 GPT = ["model.family=decoder", "model.encoder_layers=0", "objective.kind=causal_lm"]
@@ -127,7 +129,8 @@ def test_batch_plan_solves_the_batch_equation(stages, world_size, plan):
          "data.train = /no/such does not exist; give a folder, a .jsonl file, or `embedded`"),
         (["data.validation=/no/such"], 1, "data.validation = /no/such does not exist; give"),
         (["data.tokenizer=/no/such.model"], 1, "data.tokenizer = /no/such.model is not a file; give a SentencePiece"),
-        (["data.vocab_size=300"], 1, "data.vocab_size = 300 leaves no piece for text beside 4 marks, 100 sentinels"),
+        (["objective.kind=span_denoising", "data.vocab_size=300"], 1,
+         "data.vocab_size = 300 leaves no piece for text beside 4 marks, 100 sentinels"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_line_with_key_value_and_cure(overrides, world_size, expected):

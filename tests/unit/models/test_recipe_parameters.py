@@ -33,7 +33,7 @@ def formula(recipe):
         if not layers:
             continue
         crosses = stack == "decoder" and model.encoder_layers > 0
-        total += P * d + (norm if model.embedding_norm else 0)
+        total += (P * d if model.positions == "learned" else 0) + (norm if model.embedding_norm else 0)
         total += layers * ((2 if crosses else 1) * (attention + norm) + ffn + norm)
         total += norm if model.block.kind == "pre_ln" else 0
     if model.family == "encoder":
