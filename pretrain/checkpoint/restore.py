@@ -129,7 +129,7 @@ def trusted(checkpoints: Path, newest: int) -> Checkpoint | None:
                 folder.rename(folder.with_name(f"{ROLLED_BACK}{folder.name}"))
         point_latest(checkpoints, found.folder)
 
-    _on_first(tidy)
+    collectives.on_first(tidy, _not_set_aside)
     return found
 
 
@@ -146,19 +146,11 @@ def _set_aside(damaged: Iterable[Path]) -> None:
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
 
-    _on_first(rename)
+    collectives.on_first(rename, _not_set_aside)
 
 
-def _on_first(action: Callable[[], None]) -> None:
-    """Run it on rank 0; if it fails there, fail on every rank."""
-    problem = ""
-    try:
-        if collectives.is_first():
-            action()
-    except OSError as error:
-        problem = f"a checkpoint cannot be set aside ({error}); see to the rights in run.dir"
-    if reason := collectives.first_text(problem):
-        raise CheckpointError(reason)
+def _not_set_aside(reason: str) -> CheckpointError:
+    return CheckpointError(f"a checkpoint cannot be set aside ({reason}); see to the rights in run.dir")
 
 
 def changed_keys(run: Path, experiment: Experiment) -> list[str]:

@@ -23,8 +23,7 @@ from pretrain.models.layers import ModelSpec
 from pretrain.state.bounded import BadFile
 from pretrain.state.files import FileRecord
 from pretrain.state.index import MOMENTS, WEIGHT, Box, Index, Piece
-from pretrain.state.reader import PREFIX as STEP_PREFIX
-from pretrain.state.reader import step_folder
+from pretrain.state.reader import check_name
 from pretrain.state.run_files import CONFIG, TOKENIZER
 from pretrain.state.training_state import read_training
 from pretrain.state.values import count
@@ -104,7 +103,7 @@ def from_deepspeed(
     remarks = [] if folder.has_moments else [f"no moments in {folder.zero}: weights only, for --init-from"]
     counters = _counters(folder, remarks)
     done = _steps(folder, names, moments, step, counters)
-    _refuse_other_step(out, done)
+    check_name(out, done)
     training = _training(folder, model if experiment is not None else None, done, counters, remarks)
     texts = {CONFIG: to_yaml(model.experiment).encode(), TOKENIZER: model.tokenizer.read_bytes()} if model else {}
     quantities = (WEIGHT, *MOMENTS) if moments else (WEIGHT,)
@@ -216,12 +215,6 @@ def _steps(
     if moments:
         raise CheckpointError(f"{folder.folder}: nothing says how many updates the optimizer has made; give --step N")
     return 0
-
-
-def _refuse_other_step(out: Path, step: int) -> None:
-    number = out.name.removeprefix(STEP_PREFIX)
-    if out.name.startswith(STEP_PREFIX) and number.isdecimal() and out.name != step_folder(out.parent, step).name:
-        raise UserError(f"{out}: the optimizer is at step {step}; name the folder {step_folder(out.parent, step).name}")
 
 
 def _training(

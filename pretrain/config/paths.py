@@ -34,9 +34,11 @@ def name_of(stem: str, ending: str = "") -> str:
         stem: the file's name without its suffix. A sum of it keeps names apart that would lose more than punctuation.
         ending: is added as it is.
     """
+    room = NAME_LENGTH - len(ending)
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", stem) and len(stem) <= room:
+        return stem + ending
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-").lstrip("._-")
     data = stem.encode("utf-8", "surrogateescape")
-    room = NAME_LENGTH - len(ending)
     if not name or not stem.isascii() or len(name) > room:
         name = f"{name[: room - 9] or 'run'}-{zlib.crc32(data):08x}"
     return name + ending

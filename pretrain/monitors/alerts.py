@@ -21,6 +21,8 @@ CALM = 3
 """Judgements in a row that must be better before the same verdict counts as getting worse again."""
 STUCK_FROM = 0.5
 """Share of the peak rate below which it is natural for a model to stand still."""
+SOURCE_USE = "source_use"
+"""Measured at evaluations, not with the samples of the layers."""
 RECENT = 100
 """Steps over which batches that were thrown away are counted."""
 REPEATS = {rule.name: rule.repeats for rule in RULES if rule.repeats}
@@ -85,12 +87,12 @@ class Verdicts(Callback):
 
     def _judge(self, trainer: Trainer, step: int, profiles: Profiles) -> None:
         judged = {verdict.signal: verdict for verdict in verdicts(profiles, self.history, trainer.experiment)}
-        stays: dict[str, Verdict] = {}
+        # What was not looked at stays as it was.
+        stays = {v.signal: v for v in self.latest if v.signal == SOURCE_USE or not self.sampled(step)}
         if self.sampled(step):
             self.history.add(step, profiles)
-        else:  # what was not looked at stays as it was
+        else:
             judged.pop(NOT_FINITE)
-            stays = {verdict.signal: verdict for verdict in self.latest}
         levels = {verdict.signal: verdict.level for verdict in self.latest}
         self.step, self.latest = step, ranked((stays | judged).values())
         for verdict in judged.values():

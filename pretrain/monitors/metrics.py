@@ -71,7 +71,7 @@ def summary_line(figures: dict[str, Any]) -> str:
         side = "below" if loss < entropy else "not below"
         parts.append(f"validation loss {loss:.3f}, {side} the unigram entropy {entropy:.3f} of the same targets")
     if (use := figures.get("source_use")) is not None:
-        parts.append(f"source use {use:.3f}")
+        parts.append(f"source use {use:z.3f}")
     return ", ".join(parts)
 
 

@@ -213,7 +213,9 @@ class Policy(Callback):
         factor, first, last = sequence(state.get("rate", [1.0, 0, 0]), "rate")
         self.rate = Rate(number(factor, "rate"), count(first, "rate"), count(last, "rate"))
         self.calm_sample = count(state.get("calm_sample", 0), "calm_sample")
-        self.alarmed = {text(signal, "alarmed") for signal in sequence(state.get("alarmed", []), "alarmed")}
+        alarmed = state.get("alarmed", [])  # older ones say only whether there was any
+        signals = [] if isinstance(alarmed, bool) else sequence(alarmed, "alarmed")
+        self.alarmed = {text(signal, "alarmed") for signal in signals}
 
 
 def say(step: int, reason: str, what: str) -> None:

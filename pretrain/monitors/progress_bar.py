@@ -61,7 +61,7 @@ class ProgressBar(Callback):
         if self.evaluation.validation_loss is not None:
             text += f", validation {self.evaluation.validation_loss:.4f}"
         if self.evaluation.source_use is not None:
-            text += f", source use {self.evaluation.source_use:.3f}"
+            text += f", source use {self.evaluation.source_use:z.3f}"
         text += f", {trainer.tokens_per_step / report.step_seconds:,.0f} tokens/s"
         if self.bar is not None:
             with suppress(OSError):  # a terminal that was closed

@@ -90,7 +90,8 @@ class History:
         return {
             "gradients": {group: list(samples) for group, samples in self._gradients.items()},
             "zeros": {group: zeros for group, zeros in self._zeros.items() if any(zeros)},
-            "update": [self._early, self._largest, self._moves],
+            "update": [self._early, self._largest],
+            "moves": self._moves,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -102,6 +103,7 @@ class History:
             group: [count(zeros, "zeros") for zeros in sequence(layers, "zeros")]
             for group, layers in mapping(state.get("zeros", {}), "zeros").items()
         }
-        early, largest, moves = sequence(state.get("update", [0.0, 0.0, []]), "update")
+        early, largest, *_ = sequence(state.get("update", [0.0, 0.0]), "update")  # older ones have a third
         self._early, self._largest = number(early, "update"), number(largest, "update")
-        self._moves = [(count(step, "update"), number(move, "update")) for step, move in sequence(moves, "update")]
+        moves = sequence(state.get("moves", []), "moves")
+        self._moves = [(count(step, "moves"), number(move, "moves")) for step, move in moves]

@@ -80,6 +80,8 @@ class Piece:
             box = Box(extent(entry["box"]["offset"], "offset"), extent(entry["box"]["size"], "size"))
             if len(box.offset) != len(shape) or len(box.size) != len(shape):
                 raise ValueError("a box has other dimensions than its parameter")
+            if any(o + s > most for o, s, most in zip(box.offset, box.size, shape, strict=True)):
+                raise ValueError("a box lies outside of its parameter")
         start, stop = entry["range"]
         at, file = entry["at"], entry["file"]
         if not (type(start) is type(stop) is type(at) is int and 0 <= start <= stop <= box.numel and 0 <= at <= MOST):
@@ -156,6 +158,8 @@ def extent(value: Any, what: str) -> tuple[int, ...]:
     numbers = tuple(count(item, what) for item in sequence(value, what))
     if len(numbers) > MOST_DIMENSIONS:
         raise ValueError(f"{what} has more than {MOST_DIMENSIONS} dimensions")
+    if math.prod(filter(None, numbers)) > MOST:  # also where another extent is 0: torch computes strides
+        raise ValueError(f"{what} is too large")
     return numbers
 
 

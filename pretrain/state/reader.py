@@ -140,6 +140,14 @@ def step_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"{PREFIX}{step:08d}"
 
 
+def check_name(folder: Path, step: int) -> None:
+    """Raises CheckpointError: `folder` is named for another step than the one that is to lie in it."""
+    number = folder.name.removeprefix(PREFIX)
+    right = step_folder(folder.parent, step).name
+    if folder.name.startswith(PREFIX) and number.isdecimal() and folder.name != right:
+        raise CheckpointError(f"{folder}: the checkpoint is of step {step}; name the folder {right}, or otherwise")
+
+
 def step_of(folder: Path) -> int:
     return int(folder.name[len(PREFIX) :])
 

@@ -109,6 +109,19 @@ def _entries(header: Mapping[str, Any], data: int, size: int) -> dict[str, _Entr
     return entries
 
 
+def header_bytes(path: Path, limit: int = HEADER_BYTES) -> int:
+    """Bytes that a file says its header takes, `limit` at most; 0 if it says nothing.
+
+    Raises:
+        BadFile: not a regular file, or it cannot be opened.
+    """
+    handle = open_regular(path)
+    try:
+        return min(int.from_bytes(os.pread(handle, 8, 0), "little"), limit)
+    finally:
+        os.close(handle)
+
+
 class TensorFile:
     """A safetensors file, opened for reading ranges of flat tensors; only the header and what is asked for is read.
 

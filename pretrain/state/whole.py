@@ -18,7 +18,7 @@ from pretrain.state.bounded_yaml import YAML_BYTES, check_yaml
 from pretrain.state.index import MOMENTS, WEIGHT, Index, Piece, overlap
 from pretrain.state.manifest import Manifest
 from pretrain.state.run_files import CONFIG
-from pretrain.state.tensor_file import TensorFile
+from pretrain.state.tensor_file import TensorFile, header_bytes
 from pretrain.state.training_state import read_training
 from pretrain.state.writer import INDEX, TRAINING
 
@@ -89,10 +89,11 @@ class Judgement:
             yield from self.manifest.problems(self.folder, self.share, self.depth.hashes)
 
     def _of_index(self) -> Iterator[str]:
-        files = {name: record.bytes for name, record in self.manifest.files.items() if name.endswith(TENSORS)}
+        files = [name for name in self.manifest.files if name.endswith(TENSORS)]
         try:
-            # A piece takes less room in the index than in the header of its file.
-            self.index = Index.from_json(read_bounded(self.folder / INDEX, sum(files.values()) + MIB))
+            # A piece takes about as much room in the index as in the header of its file.
+            most = MIB + 2 * sum(header_bytes(self.folder / name) for name in files)
+            self.index = Index.from_json(read_bounded(self.folder / INDEX, most))
         except BadFile as error:
             yield f"{INDEX}: {error}"
             return

@@ -305,7 +305,7 @@ def test_an_out_that_exists_and_a_name_of_another_step(ours, exported, tmp_path)
     for convert, source in ((to_deepspeed, ours), (from_deepspeed, exported)):
         with pytest.raises(UserError, match="exists already"):
             convert(source, tmp_path)
-    with pytest.raises(UserError, match=r"at step 7; name the folder .*step_00000007"):
+    with pytest.raises(UserError, match=r"of step 7; name the folder .*step_00000007"):
         from_deepspeed(exported, tmp_path / "step_00000070")
     with pytest.raises(UserError, match=r"--step 5: the optimizer .* has made 7 updates"):
         from_deepspeed(exported, tmp_path / "back", step=5)
