@@ -25,7 +25,7 @@ from pretrain.config.schema import Experiment
 from pretrain.data.loader import BatchLoader
 from pretrain.data.outlook import outlook
 from pretrain.data.prepare import PreparedData, prepare
-from pretrain.errors import EXIT_DONE, CheckpointError, WriteFailed
+from pretrain.errors import EXIT_DONE, CheckpointError, FolderLost, WriteFailed
 from pretrain.launch.environment import RankEnvironment, process_threads
 from pretrain.launch.parents import LauncherChain
 from pretrain.models.layers import ModelSpec
@@ -280,19 +280,30 @@ def run_session(plan: Plan, resumes: bool, guards: Sequence[Callback], folder: R
         folder.write(CONFIG, texts[CONFIG].decode())
         folder.write(TOKENIZER, texts[TOKENIZER])
         folder.write(DEEPSPEED, json.dumps(plan.deepspeed, indent=1) + "\n")
-        collectives.on_first(folder.complete, not_written)
+        complete(folder)
         stop = session.run()
     folder.event("end", session.progress.step, reason=stop.reason, exit_code=stop.exit_code)
-    collectives.on_first(folder.complete, not_written)
+    complete(folder)
     if folder.writes:
         print(f"{folder.path}: ended at step {session.progress.step} ({stop.reason})", flush=True)
         say_result(folder)
     return stop.exit_code
 
 
+def complete(folder: RunFolder) -> None:
+    """All that was written is on the disk when this returns. Collective.
+
+    Raises:
+        FolderLost: on every rank, if run.dir is another folder now.
+        WriteFailed: on every rank, if it cannot be written.
+    """
+    collectives.on_first(folder.check, lambda reason: FolderLost(f"{reason}; set run.dir to the folder to go on in"))
+    collectives.on_first(folder.complete, not_written)
+
+
 def not_written(reason: str) -> WriteFailed:
     """What ends a session that cannot write to its folder."""
-    return WriteFailed(f"run.dir: {reason}; then give the same command again")
+    return WriteFailed(f"run.dir: {reason}; see to its disk and its rights, then give the same command again")
 
 
 def check_layout(plan: Plan, folder: RunFolder) -> None:

@@ -171,9 +171,9 @@ def train_and_die_in_rollback(rank: int, argv: list[str], point: str) -> None:
 
             def when_cutting(*_: Any) -> None:
                 if rank == 0:
-                    before(run_folder, "replace_text", second_file)
+                    before(run_folder, "mend", second_file)
                 else:
-                    before(run_folder.RunFolder, "cut_logs", die)
+                    before(restore, "cut_logs", die)
 
             before(policy, "resume", when_cutting)
     run_script(argv)

@@ -46,6 +46,8 @@ class Checkpoints(Callback):
                 self._begin(trainer, fresh=False)
                 if not section.asynchronous:
                     self._finish(trainer)
+            except FolderLost:  # the session ends after this step, and is saved where the folder is now
+                pass
             except SaveFailed as error:
                 self._alert(trainer, report.step, error)
 
@@ -97,6 +99,7 @@ class Checkpoints(Callback):
     def _begin(self, trainer: Trainer, fresh: bool) -> None:
         start = time.perf_counter()
         self._finish_earlier(trainer)
+        collectives.on_first(trainer.folder.check, FolderLost)
         waited = time.perf_counter() - start
         step, previous = trainer.progress.step, self.saved_step
         self.saved_step = step  # in the state that is saved

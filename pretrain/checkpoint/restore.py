@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def trusted(checkpoints: Path, newest: int) -> Checkpoint | None:
     Collective. Newer ones are renamed to rolled_back_step_N; those that an earlier rollback left behind go.
 
     Raises:
-        CheckpointError: on every rank, if they cannot be renamed.
+        WriteFailed: on every rank, if they cannot be renamed.
     """
     try:
         found, _ = newest_good(checkpoints, newest)
@@ -127,7 +128,8 @@ def trusted(checkpoints: Path, newest: int) -> Checkpoint | None:
         for folder in list_checkpoints(checkpoints):
             if step_of(folder) > found.step:
                 folder.rename(folder.with_name(f"{ROLLED_BACK}{folder.name}"))
-        point_latest(checkpoints, found.folder)
+        with suppress(OSError):  # it is for people, and the next save puts it right
+            point_latest(checkpoints, found.folder)
 
     collectives.on_first(tidy, _not_set_aside)
     return found
@@ -137,7 +139,7 @@ def _set_aside(damaged: Iterable[Path]) -> None:
     """Rename them. Collective.
 
     Raises:
-        CheckpointError: on every rank, if it cannot.
+        WriteFailed: on every rank, if it cannot.
     """
 
     def rename() -> None:
@@ -149,8 +151,8 @@ def _set_aside(damaged: Iterable[Path]) -> None:
     collectives.on_first(rename, _not_set_aside)
 
 
-def _not_set_aside(reason: str) -> CheckpointError:
-    return CheckpointError(f"a checkpoint cannot be set aside ({reason}); see to the rights in run.dir")
+def _not_set_aside(reason: str) -> WriteFailed:
+    return WriteFailed(f"run.dir: a checkpoint cannot be set aside ({reason}); see to its disk and its rights")
 
 
 def changed_keys(run: Path, experiment: Experiment) -> list[str]:

@@ -24,6 +24,7 @@ from pretrain.hf.trained import Architecture
 from pretrain.hf.transforms import Entry, Rows
 from pretrain.hf.verify import load
 from pretrain.state.index import WEIGHT, Box, Index, Piece
+from pretrain.state.reader import check_name
 from pretrain.state.run_files import CONFIG, TOKENIZER
 from pretrain.state.writer import commit, rank_file, write_common_files, write_rank_file
 
@@ -65,6 +66,7 @@ def import_(
         raise UserError(f"{folder}: no {TOKENIZER}; put the SentencePiece model there that its ids come from")
     if out.exists():
         raise UserError(f"{out}: exists already; give a checkpoint folder to make")
+    check_name(out, step=0)
     with quiet():
         host, architecture, experiment = _describe(folder, block, source_length, target_length)
         model = load(host, folder)

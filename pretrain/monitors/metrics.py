@@ -63,14 +63,17 @@ class Metrics(Callback):
 
 def summary_line(figures: dict[str, Any]) -> str:
     """The result of a run in one line: validation loss beside what frequencies alone would reach."""
-    parts = [f"{figures['step']} of {figures['max_steps']} steps in {tqdm.format_interval(figures['seconds'])}"]
-    if figures.get("tokens_per_second"):
-        parts.append(f"{figures['tokens_per_second']:,.0f} tokens/s")
-    loss, entropy = figures.get("validation_loss"), figures["unigram_entropy"]
-    if loss is not None:
+    known = {name: value for name, value in figures.items() if isinstance(value, (int, float))}
+    parts = [f"step {known['step']}"] if "step" in known else []
+    if {"step", "max_steps", "seconds"} <= known.keys():
+        parts = [f"{known['step']} of {known['max_steps']} steps in {tqdm.format_interval(known['seconds'])}"]
+    if known.get("tokens_per_second"):
+        parts.append(f"{known['tokens_per_second']:,.0f} tokens/s")
+    loss, entropy = known.get("validation_loss"), known.get("unigram_entropy")
+    if loss is not None and entropy is not None:
         side = "below" if loss < entropy else "not below"
         parts.append(f"validation loss {loss:.3f}, {side} the unigram entropy {entropy:.3f} of the same targets")
-    if (use := figures.get("source_use")) is not None:
+    if (use := known.get("source_use")) is not None:
         parts.append(f"source use {use:z.3f}")
     return ", ".join(parts)
 

@@ -26,11 +26,12 @@ class FolderWatch(Callback):
         self._look(trainer)
 
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
-        self._look(trainer)
+        interval = trainer.experiment.checkpoint.interval
+        self._look(trainer, saves=interval > 0 and report.step % interval == 0)
 
-    def _look(self, trainer: Trainer) -> None:
+    def _look(self, trainer: Trainer, saves: bool = False) -> None:
         now = time.monotonic()
-        if now - self._looked >= SECONDS_BETWEEN_LOOKS:
+        if saves or now - self._looked >= SECONDS_BETWEEN_LOOKS:
             self._looked = now
             if trainer.folder.loss():
                 trainer.request_stop(Stop.FOLDER_LOST)

@@ -183,10 +183,15 @@ class RunFolder:
         self.check()
         with self._busy:
             self._write_all()
-            unsynced, self._unsynced = self._unsynced, set()
-        for name in unsynced:  # training writes on meanwhile
-            with suppress(FileNotFoundError):
-                sync(self.path / name)
+            names, self._unsynced = sorted(self._unsynced), set()
+        try:
+            while names:  # training writes on meanwhile
+                with suppress(FileNotFoundError):
+                    sync(self.path / names[-1])
+                names.pop()
+        finally:
+            with self._busy:
+                self._unsynced.update(names)
 
     def _log(self, name: str) -> LogFile:
         return self._logs.setdefault(name, LogFile(lines=name.endswith(".jsonl")))

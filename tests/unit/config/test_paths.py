@@ -30,6 +30,7 @@ def write(folder: Path, name: str, text: str = "base: demo\ntiny: {}") -> str:
         ("a (copy, 2).yaml", "a-copy-2"),
         ("-x.yaml", "x"),
         ("v1.2_b.yaml", "v1.2_b"),
+        ("demo-.yaml", "demo-"),
         ("größe.yaml", r"gr-e-[0-9a-f]{8}"),
         ("模型.yml", r"run-[0-9a-f]{8}"),
         ("x" * 240 + ".yaml", r"x{191}-[0-9a-f]{8}"),

@@ -9,6 +9,7 @@ import pytest
 
 from pretrain.config.schema import PolicySection
 from pretrain.monitors.policy import Policy
+from pretrain.monitors.verdict_history import History
 from pretrain.monitors.verdicts import Level, Verdict
 from pretrain.training.callback import Remedy
 
@@ -52,3 +53,14 @@ def test_only_a_sample_without_an_alarm_is_calm(judged):
     judged(5)
     judged(7, sampled=False)  # the layers were not looked at
     assert judged(8, verdict("spike_score"), sampled=False).trusted == 5
+
+
+def test_states_of_older_checkpoints():
+    """Policy once kept whether there was any alarm, the history of verdicts its moves without their steps."""
+    policy = Policy(PolicySection(), SimpleNamespace(), None)
+    policy.load_state_dict({"rate": [0.5, 3, 9], "calm_sample": 4, "alarmed": True})
+    assert (policy.rate.factor, policy.calm_sample, policy.alarmed) == (0.5, 4, set())
+    history = History()
+    history.load_state_dict({"update": [0.25, 0.5, [0.1, 0.2]], "zeros": {"encoder": [1, 0]}})
+    assert history.state_dict()["update"] == [0.25, 0.5]
+    assert history.zeros("encoder", 0) == 1

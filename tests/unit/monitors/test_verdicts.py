@@ -311,6 +311,21 @@ class TestAlerts:
         self.callback.on_step_end(self.trainer, SimpleNamespace(step=3, lr=1.0))
         assert told_signals == ["token_cosine"], "told with the other, and no worse since"
 
+    def test_source_use_stays_until_it_is_measured_again(self, told):
+        """Also over samples of the layers, in which it is not measured."""
+        told(1.0)
+        step = EXPERIMENT.schedule.warmup_steps + 1
+        self.evaluation.source_use, self.evaluation.evaluated_step = 1e-6, step
+        self.callback.on_step_end(self.trainer, SimpleNamespace(step=step, lr=1.0))
+        for sampled in (False, True, True):
+            step += 1
+            self.callback.depth.latest = (step, {"adam_rms": {"encoder": [1.0]}}) if sampled else (0, {})
+            self.callback.on_step_end(self.trainer, SimpleNamespace(step=step, lr=1.0))
+            assert self.callback.worst.signal == "source_use"
+        self.evaluation.source_use, self.evaluation.evaluated_step = 0.9, step + 1
+        self.callback.on_step_end(self.trainer, SimpleNamespace(step=step + 1, lr=1.0))
+        assert self.callback.worst is None
+
     def test_source_use_is_judged_where_it_was_measured_after_the_warm_up(self, told):
         told(1.0)
         warmup = EXPERIMENT.schedule.warmup_steps

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
 
+from pretrain.state.bounded import BadFile
 from pretrain.state.index import Box, Index, Piece
 
 
@@ -125,3 +127,16 @@ def test_a_deep_index_is_quick_to_search():
     index = Index(whole(name, (3,), 0, 3) for name in names)
     assert index.names() == names
     assert Index.from_json(index.to_json()).names() == names
+
+
+@pytest.mark.parametrize(
+    ("shape", "box", "reason"),
+    [
+        ([4, 4], {"offset": [7, 999], "size": [0, 9]}, "outside of its parameter"),
+        ([2**53, 2**53, 0], None, "too large"),
+    ],
+)
+def test_what_holds_no_element_has_its_limits_too(shape, box, reason):
+    piece = {"file": "rank_00000.safetensors", "range": [0, 0], "at": 0} | ({"box": box} if box else {})
+    with pytest.raises(BadFile, match=reason):
+        Index.from_json(json.dumps({"tensors": {"a": {"shape": shape, "pieces": [piece]}}}).encode())
