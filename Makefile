@@ -3,6 +3,12 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
+define DEMO_PROMPT
+        raise <mask>('not found')
+        return None
+    def close(self)
+endef
+export DEMO_PROMPT
 
 .PHONY: help demo test lint docs clean
 .DELETE_ON_ERROR:
@@ -30,7 +36,7 @@ demo: $(STAMP)
 	DS_ACCELERATOR=cpu $(BIN)/deepspeed --num_gpus 2 pretrain/train.py --recipe demo
 	$(BIN)/python tools/convert_hf.py export runs/demo runs/demo/hf --overwrite
 	$(BIN)/python tools/report.py runs/demo
-	$(BIN)/python tools/generate.py runs/demo --prompt 'import os<extra_id_0>import sys<extra_id_1>'
+	$(BIN)/python tools/generate.py runs/demo --prompt "$$DEMO_PROMPT"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -12,10 +12,10 @@ from pretrain.hf.complete import exported_folder, open_completer, stale
 from pretrain.hf.completers import Options
 
 EXAMPLES = r"""examples:
-  python tools/generate.py runs/demo --prompt 'import os'
-  python tools/generate.py runs/demo/hf --prompt 'for <extra_id_0> in range(10):' --num-beams 4
+  python tools/generate.py runs/gpt --prompt 'import os'
+  python tools/generate.py runs/demo/hf --prompt "raise <mask>('not found')" --num-beams 4
   python tools/generate.py runs/bert --prompt 'for i in <mask>(10):'
-  python tools/generate.py runs/demo --prompt 'def <extra_id_0>(self):
+  python tools/generate.py runs/t5 --prompt 'def <extra_id_0>(self):
       return <extra_id_1>' --temperature 0.8 --seed 1
 """
 

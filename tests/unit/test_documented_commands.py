@@ -127,4 +127,4 @@ def test_the_search_finds_what_the_pages_show():
     assert {command.program for command in FOUND} >= {"pretrain/train.py", "tools/submit.py", "tools/generate.py"}
     assert any(command.fails_with for command in FOUND)
     (prompt,) = {a for c in FOUND if c.place == "docs/huggingface.md" for a in c.arguments if "\n" in a}
-    assert prompt.startswith("def <extra_id_0>(self):\n"), "quotes over two lines"
+    assert prompt.startswith("        raise <mask>('not found')\n"), "quotes over two lines"
