@@ -21,6 +21,7 @@ const SIGNAL_NAMES = {
   gradient_norm_jump: "Gradient against its median",
   gradient_norm_zero: "Gradient at all",
   model_update_stuck: "Model update in the first steps",
+  source_use: "Source use",
   spike_score: "Spike score",
   skipped_steps: "Steps thrown away",
   nonfinite_steps: "Steps not finite",
