@@ -1,0 +1,47 @@
+"""Training sessions that are still preparing their data while something else happens."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import train_main
+from targets_endings import before
+
+PREPARING, GO_ON = "preparing_{rank}", "go_on"
+
+
+def train_at(rank: int, argv: Sequence[str], port: int) -> int:
+    """Train; ranks of several groups may be told the same port, as DeepSpeed's launcher does."""
+    os.environ["MASTER_PORT"] = str(port)
+    return train_main(rank, argv)
+
+
+def train_when_told(rank: int, argv: Sequence[str], port: int, signs: Path) -> int:
+    """Train; every rank says by a file that it prepares its data, which takes until there is a file GO_ON."""
+    from pretrain import build
+
+    def wait(*_: object) -> None:
+        (signs / PREPARING.format(rank=rank)).touch()
+        while not (signs / GO_ON).exists():
+            time.sleep(0.05)
+
+    before(build, "prepare", wait)
+    return train_at(rank, argv, port)
+
+
+def train_on_machines(rank: int, argv: Sequence[str], home: Path, seconds: float) -> int:
+    """Train; every rank has a temporary folder of its own, and the first one's data takes so long."""
+    from pretrain import build
+    from pretrain.resilience import board
+
+    here = home / f"machine_{rank}"
+    here.mkdir()
+    board.TEMPORARY, tempfile.tempdir = here, str(here)
+    os.environ |= {"LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    if rank == 0:
+        before(build, "prepare", lambda *_: time.sleep(seconds))
+    return train_main(rank, argv)
