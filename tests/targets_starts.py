@@ -26,22 +26,36 @@ def train_when_told(rank: int, argv: Sequence[str], port: int, signs: Path) -> i
 
     def wait(*_: object) -> None:
         (signs / PREPARING.format(rank=rank)).touch()
-        while not (signs / GO_ON).exists():
-            time.sleep(0.05)
+        wait_for(signs / GO_ON)
 
     before(build, "prepare", wait)
     return train_at(rank, argv, port)
 
 
 def train_on_machines(rank: int, argv: Sequence[str], home: Path, seconds: float) -> int:
-    """Train; every rank has a temporary folder of its own, and the first one's data takes so long."""
+    """Train; every rank has a temporary folder of its own, and the first one's data takes until the second one's
+    watchdog has counted so many seconds."""
     from pretrain import build
     from pretrain.resilience import board
+    from pretrain.resilience.watchdog import Watchdog
 
     here = home / f"machine_{rank}"
     here.mkdir()
     board.TEMPORARY, tempfile.tempdir = here, str(here)
     os.environ |= {"LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    counted: list[float] = []
+
+    def count(watchdog: Watchdog, elapsed: float) -> None:
+        counted.append(elapsed if watchdog.guards else 0.0)
+        if rank == 1 and sum(counted) > seconds:
+            (home / GO_ON).touch()
+
+    before(Watchdog, "_round", count)
     if rank == 0:
-        before(build, "prepare", lambda *_: time.sleep(seconds))
+        before(build, "prepare", lambda *_: wait_for(home / GO_ON))
     return train_main(rank, argv)
+
+
+def wait_for(sign: Path) -> None:
+    while not sign.exists():
+        time.sleep(0.05)
