@@ -33,8 +33,8 @@ def train_when_told(rank: int, argv: Sequence[str], port: int, signs: Path) -> i
 
 
 def train_on_machines(rank: int, argv: Sequence[str], home: Path, seconds: float) -> int:
-    """Train; every rank has a temporary folder of its own, and the first one's data takes until the second one's
-    watchdog has counted so many seconds."""
+    """Train; every rank has a temporary folder of its own, and the data takes until the second one's watchdog has
+    counted so many seconds."""
     from pretrain import build
     from pretrain.resilience import board
     from pretrain.resilience.watchdog import Watchdog
@@ -51,8 +51,7 @@ def train_on_machines(rank: int, argv: Sequence[str], home: Path, seconds: float
             (home / GO_ON).touch()
 
     before(Watchdog, "_round", count)
-    if rank == 0:
-        before(build, "prepare", lambda *_: wait_for(home / GO_ON))
+    before(build, "prepare", lambda *_: wait_for(home / GO_ON))
     return train_main(rank, argv)
 
 
