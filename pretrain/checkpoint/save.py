@@ -52,7 +52,7 @@ class Saved:
 
 
 class _Running(threading.Thread):
-    """Writes one save. Not a daemon: also an exit that closes nothing waits for it."""
+    """Writes one save. Not a daemon: also an exit that closes nothing waits for it, for `command_line.PATIENCE`."""
 
     def __init__(self, step: int, write: Callable[[], str]):
         super().__init__(name="save")

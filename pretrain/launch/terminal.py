@@ -20,7 +20,8 @@ class _Outliving(io.FileIO):
 
     def write(self, data: Any) -> int:
         try:
-            return super().write(data) or 0
+            written = super().write(data)
+            return len(data) if written is None else written  # None: nobody reads a pipe that does not wait
         except OSError as error:
             if error.errno in GONE:  # for what libraries write past Python, too
                 null = os.open(os.devnull, os.O_WRONLY)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from pretrain.resilience.board import Board
 from pretrain.resilience.diagnosis import Verdict
-from pretrain.resilience.machine import clock, identity
+from pretrain.resilience.machine import identity
+from pretrain.resilience.sources import Launch, Session
 
 
 class Claim:
@@ -19,33 +20,24 @@ class Claim:
 
     Args:
         board: where it lies.
-        session: so that nothing left by an earlier session counts, and nothing need be removed.
-        since: this process's start by the machine's clock, where an earlier session may have had that name too; what
-            that one said is then told by the clock, or, from another machine, by having been there from the first.
+        source: its name stands in the files, and it knows whose word is that of another session.
     """
 
-    def __init__(self, board: Board, session: str, since: float | None = None):
-        self.board, self.session, self.since = board, session, since
+    def __init__(self, board: Board, source: Session | Launch):
+        self.board, self.source = board, source
         self.number = 0
         """The claim after one whose holder died has the next number."""
         self.mine = False
         self._path: Path | None = None
-        self._found = {path for place in board.places for path in place.glob(f"hang_{session}_*")} if since else set()
-
-    @property
-    def name(self) -> str:
-        return f"hang_{self.session}_{self.number}.json"
 
     def take(self, rank: int) -> bool:
         """Become the one who speaks; False if another is."""
         if not self.mine:
+            number, there = self._slot()
             folder = self.board.folder
-            if folder is None or self._there() is not None:
+            if folder is None or there is not None:
                 return False
-            path = folder / self.name
-            with suppress(FileNotFoundError):
-                if self._is_old(path):
-                    path.unlink()
+            path = folder / self._name(number)
             try:
                 handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
             except FileExistsError:
@@ -69,7 +61,7 @@ class Claim:
 
     def is_empty(self) -> bool:
         """Whether somebody took it and could not say who."""
-        path = self._there()
+        path = self._slot()[1]
         try:
             return path is not None and path.stat().st_size == 0
         except OSError:
@@ -77,7 +69,7 @@ class Claim:
 
     def next(self) -> None:
         """The holder has died too."""
-        self.number += 1
+        self.number = self._slot()[0] + 1
 
     def pronounce(self, rank: int, verdict: Verdict) -> None:
         if self._path is not None:
@@ -90,24 +82,25 @@ class Claim:
         return found if isinstance(found.get("exit_code"), int) else None
 
     def _own(self, rank: int) -> dict[str, Any]:
-        return {"by": rank, "machine": identity(), "clock": clock()}
+        return {"by": rank, "pid": os.getpid(), "machine": identity()}
 
-    def _there(self) -> Path | None:
-        """The claim's file, if it is of this session."""
-        for place in self.board.places:
-            path = place / self.name
-            if path.exists() and not self._is_old(path):
-                return path
-        return None
+    def _name(self, number: int) -> str:
+        return f"hang_{self.source.name}_{number}.json"
 
-    def _is_old(self, path: Path) -> bool:
-        if self.since is None:
-            return False
-        said = _parsed(path)
-        return said["clock"] < self.since if said.get("machine") == identity() else path in self._found
+    def _slot(self) -> tuple[int, Path | None]:
+        """Number and file of the claim; None if nobody has it. Numbers that another launch has taken are passed by."""
+        for number in count(self.number):
+            paths = [path for place in self.board.places if (path := place / self._name(number)).exists()]
+            for path in paths:
+                said = _parsed(path)
+                if not said or self.source.knows(said):
+                    return number, path
+            if not paths:
+                return number, None
+        raise AssertionError("numbers do not end")
 
     def _read(self) -> dict[str, Any]:
-        path = self._there()
+        path = self._slot()[1]
         return _parsed(path) if path is not None else {}
 
 

@@ -9,10 +9,10 @@ import sys
 import time
 import traceback
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pretrain.errors import EXIT_HANG, EXIT_WRONG_INPUT
+from pretrain.resilience.board import real
 from pretrain.resilience.diagnosis import Verdict, diagnose
 from pretrain.resilience.limits import DATA, IMPORTS
 from pretrain.training.run_folder import RunFolder
@@ -52,7 +52,8 @@ class Ending:
             others.look(watch.interval)
         with suppress(OSError):
             self.event("hang", verdict)
-        where = f"stacks in {self._folder / 'stacks_rank_N.txt'}; " if self._folder is not None else ""
+        stacks = self.watch.board.stacks
+        where = f"stacks in {real(stacks) / 'stacks_rank_N.txt'}; " if stacks is not None else ""
         say(f"error: {verdict.reason}; {where}run the same command again to go on")
         os._exit(verdict.exit_code)
 
@@ -105,8 +106,9 @@ class Ending:
 
     def event(self, name: str, verdict: Verdict) -> None:
         """By whichever rank speaks: the folder's own writer may be the one that is stuck."""
-        if self.watch.folder is not None and self.watch.folder.is_dir():
-            RunFolder(self.watch.folder, writes=True).event(
+        folder = self.watch.folder
+        if folder is not None and folder.is_dir():
+            RunFolder(folder, writes=True).event(
                 name,
                 self.watch.step,
                 reason=verdict.reason,
@@ -126,14 +128,11 @@ class Ending:
                 faulthandler.dump_traceback(file, all_threads=True)
             watch.beat()
 
-    @property
-    def _folder(self) -> Path | None:
-        return self.watch.board.folder
-
     def _stacks(self) -> TextIO:
-        if self._folder is None:
+        folder = self.watch.board.stacks
+        if folder is None:
             raise FileNotFoundError("there is no folder yet")
-        return (self._folder / f"stacks_rank_{self.watch.rank}.txt").open("w", encoding="utf-8")
+        return (folder / f"stacks_rank_{self.watch.rank}.txt").open("w", encoding="utf-8")
 
 
 def peer_lost(error: BaseException) -> bool:

@@ -11,9 +11,8 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
-from pretrain.resilience.board import Board
 from pretrain.resilience.limits import START, Limits
 from pretrain.resilience.machine import GONE, STOPPED, identity, state_of
 from pretrain.state.files import naming
@@ -53,6 +52,8 @@ class Beat:
     """See `machine.identity`."""
     clock: float = 0.0
     """When it was written, by that machine's clock."""
+    born: float = 0.0
+    """When its process started, by the same clock."""
 
     @property
     def over(self) -> bool:
@@ -65,12 +66,6 @@ class Beat:
         parts += [f"{self.direction} of {self.layer}" if self.layer else ""]
         parts += [f"micro-batch {self.micro_batch}" if self.micro_batch else ""]
         return ", ".join(part for part in parts if part)
-
-
-def beat_name(rank: int, key: str = "") -> str:
-    """Name of a rank's file; with the launch's key until the ranks have met, as another session may be at work in the
-    run's folder, which this one does not hold yet."""
-    return f"start_{key}_rank_{rank}.json" if key else f"heartbeat_rank_{rank}.json"
 
 
 def write_beat(path: Path, beat: Beat) -> None:
@@ -94,36 +89,38 @@ def read_beat(path: Path) -> Beat | None:
         return None
 
 
+class Source(Protocol):
+    """Where beats come from."""
+
+    def beat(self, rank: int) -> Beat | None:
+        """Its newest; None if there is none."""
+
+    def reaches(self, rank: int) -> bool:
+        """Whether a beat of that rank would be seen if there were one."""
+
+
 class Peers:
     """Watches the beats of some ranks.
 
-    A session's own name comes with the process group. Before, a launch is known by a key that an earlier one may have
-    had too, so that beats which are left over must be told from those of now: on this machine by the clock, elsewhere
-    by whether they change.
-
     Args:
-        board: where beats lie.
+        source: of their beats.
         ranks: whom to watch.
-        session: beats of other sessions are left-overs.
-        since: this process's start by the machine's clock, while `session` is a mere key; None where it is unique.
     """
 
-    def __init__(self, board: Board, ranks: Iterable[int], session: str, since: float | None = None):
-        self.board, self.session, self.since = board, session, since
+    def __init__(self, source: Source, ranks: Iterable[int]):
+        self.source = source
         self.last: dict[int, Beat | None] = dict.fromkeys(ranks)
         self.silence = dict.fromkeys(self.last, 0.0)
-        """Seconds without a new beat, counted in this watcher's own rounds; 0 for a rank whose session is over."""
-        self._first: dict[int, Beat | None] = {}
-        """What the first look found, of ranks of other machines perhaps a left-over."""
+        """Seconds without a new beat, counted in this watcher's own rounds; 0 for a rank whose session is over, and
+        for one that nobody could see from here."""
 
     def look(self, elapsed: float) -> None:
         """One round, `elapsed` seconds after the last."""
         for rank, before in self.last.items():
-            beat = self._read(rank)
-            if beat is not None and self._left_over(beat):
-                beat = None
+            beat = self.source.beat(rank)
             news = beat is not None and (before is None or beat.number != before.number or beat.over)
-            self.silence[rank] = 0.0 if news else self.silence[rank] + elapsed
+            hidden = beat is None and before is None and not self.source.reaches(rank)
+            self.silence[rank] = 0.0 if news or hidden else self.silence[rank] + elapsed
             self.last[rank] = beat or before
 
     def silent(self, seconds: float) -> set[int]:
@@ -152,25 +149,6 @@ class Peers:
         if state in GONE:
             return patience
         return limits.timeout if state == STOPPED else limits.silence(beat.phase)
-
-    def _read(self, rank: int) -> Beat | None:
-        names = [beat_name(rank)] if self.since is None else [beat_name(rank), beat_name(rank, self.session)]
-        found = [read_beat(place / name) for place in self.board.places for name in names]
-        ours = [beat for beat in found if beat is not None and self._is_ours(beat)]
-        return max(ours, key=lambda beat: beat.clock, default=None)
-
-    def _is_ours(self, beat: Beat) -> bool:
-        """By its session's name; a rank that knows the session's own name already has it behind the key."""
-        own = self.session
-        return beat.session == own or (self.since is not None and beat.session.startswith(f"{own}_"))
-
-    def _left_over(self, beat: Beat) -> bool:
-        if self.since is None:
-            return False
-        if beat.machine == identity():
-            return beat.clock < self.since
-        first = self._first.setdefault(beat.rank, beat)
-        return first is not None and (first.pid, first.number) == (beat.pid, beat.number)
 
 
 def _state(beat: Beat) -> str | None:

@@ -8,6 +8,8 @@ import time
 from functools import cache
 from pathlib import Path
 
+from pretrain.launch.parents import started
+
 GONE = ("", "Z", "X")
 """States of a process that has ended."""
 STOPPED = "T"
@@ -32,12 +34,8 @@ def clock() -> float:
 
 def born() -> float:
     """When this process started, by `clock`; now where the kernel does not say."""
-    now = clock()
-    try:
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return now
-    return min(now, ticks / os.sysconf("SC_CLK_TCK"))
+    now, ticks = clock(), started(os.getpid())
+    return min(now, ticks / os.sysconf("SC_CLK_TCK")) if ticks else now
 
 
 def state_of(pid: int) -> str:

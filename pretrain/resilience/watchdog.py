@@ -21,15 +21,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pretrain.errors import EXIT_DONE, EXIT_HANG
+from pretrain.errors import EXIT_DONE, EXIT_HANG, FolderLost
 from pretrain.launch.environment import RankEnvironment
-from pretrain.resilience.board import Board, early_place, launch_key
+from pretrain.resilience.board import board_of, launch_key, real
 from pretrain.resilience.claim import Claim
 from pretrain.resilience.diagnosis import code_of, collective_here, crash, diagnose
 from pretrain.resilience.ending import Ending, peer_lost, say
-from pretrain.resilience.heartbeat import Beat, Peers, Status, beat_name, write_beat
+from pretrain.resilience.heartbeat import Beat, Peers, Status, write_beat
 from pretrain.resilience.limits import CHECKPOINT, DATA, FIRST_STEP, IMPORTS, STARTING, Limits
 from pretrain.resilience.machine import born, clock, identity
+from pretrain.resilience.sources import Launch, Session
+from pretrain.state.run_files import LOGS
 from pretrain.training.callback import Callback
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ SILENT_BEATS = 5
 class Ranks:
     """Of one session, as this rank sees them."""
 
-    session: str
+    source: Session | Launch
     claim: Claim
     others: Peers
     neighbours: Peers
@@ -69,10 +71,9 @@ class Watchdog(Callback):
         self.rank, self.size = environment.rank, environment.world_size
         self.local_world_size = max(1, environment.local_world_size)
         self.host, self._birth = socket.gethostname(), born()
-        self._key = launch_key(environment, os.environ)
-        self.board = Board(early_place(environment, self._key))
-        self.folder: Path | None = None
-        """The run's, once it is known."""
+        key = launch_key(environment, os.environ)
+        self.board = board_of(environment, os.environ, key)
+        self._launch = Launch(self.board, self.rank, key.name, self._birth)
         self.timeout, self.interval = 0.0, LONGEST_BEAT
         self.limits = Limits(0.0, 0.0, 0.0)
         self.guards = False
@@ -88,7 +89,7 @@ class Watchdog(Callback):
         self.status: Status = "runs"
         self.closed = threading.Event()
         self._thread: threading.Thread | None = None
-        self.ranks = self._meet(self._key, self._birth)
+        self.ranks = self._see(self._launch)
         self.ending = Ending(self)
 
     # --- what the main thread does
@@ -106,15 +107,14 @@ class Watchdog(Callback):
             section: `watchdog` of the experiment; a timeout of 0 switches everything off but the message on a lost
                 peer.
         """
-        self.folder, self.timeout = folder, section.timeout
+        self.timeout = section.timeout
         if not self.timeout:
             self._stop()
-            self.board.leave(beat_name(self.rank, self._key))
+            self.board.leave(self._launch.early_name)
             return
         self.limits = Limits(section.timeout, section.first_step, section.save, section.start)
         self.interval = min(LONGEST_BEAT, section.timeout / BEATS)
-        self.board.logs = folder / "logs"
-        self.ranks = self._meet(self._key, self._birth)
+        self.board.logs = folder / LOGS
         self.phase, self.guards = DATA, True
         self._start()
 
@@ -129,11 +129,14 @@ class Watchdog(Callback):
         self.has_joined = True
         if self.timeout and self.board.logs is not None:
             self.board.logs.mkdir(parents=True, exist_ok=True)
+            self.board.hold()
             stamp = f"{time.strftime('%Y%m%dT%H%M%S')}_{uuid.uuid4().hex[:6]}"
-            self.ranks = self._meet(collectives.share_text(f"{self._key}_{stamp}"))
+            # The first rank's name for the launch: of several machines, each may have its own.
+            name = collectives.share_text(f"{self._launch.name}_{stamp}")
+            self.ranks = self._see(Session(self.board, self.rank, name))
             with suppress(OSError):
                 self.beat()
-            self.board.leave(beat_name(self.rank, self._key))
+            self.board.leave(self._launch.early_name)
             if self.rank == 0:  # it holds the folder
                 for left in self.board.logs.glob("start_*"):
                     left.unlink(missing_ok=True)
@@ -146,7 +149,9 @@ class Watchdog(Callback):
         self._stop()
         if error is None:
             self._last_words("ended", EXIT_DONE)
-            self.board.leave(beat_name(self.rank, self._key))
+            self.board.leave(self._launch.early_name)
+            return
+        if isinstance(error, FolderLost):  # met by every rank; the folder may be another session's
             return
         with suppress(OSError):
             claim, verdict = self.ranks.claim, crash(self.rank, error)
@@ -178,14 +183,14 @@ class Watchdog(Callback):
             self.marks.close()
 
     @property
-    def has_met(self) -> bool:
-        return self.ranks.session != self._key
+    def folder(self) -> Path | None:
+        """The run's, wherever it is now; None if it is not known yet."""
+        return real(self.board.logs).parent if self.board.logs is not None else None
 
-    def _meet(self, session: str, since: float | None = None) -> Ranks:
+    def _see(self, source: Session | Launch) -> Ranks:
         others = [rank for rank in range(self.size) if rank != self.rank]
         near = {(self.rank + distance) % self.size for distance in (1, self.local_world_size)} - {self.rank}
-        peers = (Peers(self.board, ranks, session, since) for ranks in (others, near))
-        return Ranks(session, Claim(self.board, session, since), *peers)
+        return Ranks(source, Claim(self.board, source), Peers(source, others), Peers(source, near))
 
     def _start(self) -> None:
         with suppress(OSError):
@@ -265,10 +270,10 @@ class Watchdog(Callback):
             self.still += elapsed
 
     def beat(self) -> None:
-        folder = self.board.folder
-        if folder is not None:
+        path = self.ranks.source.path
+        if path is not None:
             self.number += 1
-            write_beat(folder / beat_name(self.rank, "" if self.has_met else self._key), self.state())
+            write_beat(path, self.state())
 
     def _last_words(self, status: Status, exit_code: int) -> None:
         self.status, self.exit_code = status, exit_code
@@ -279,7 +284,7 @@ class Watchdog(Callback):
     def state(self) -> Beat:
         marks, stands = self.marks, self.still >= 2 * self.interval
         return Beat(
-            session=self.ranks.session,
+            session=self.ranks.source.name,
             rank=self.rank,
             host=self.host,
             pid=os.getpid(),
@@ -297,6 +302,7 @@ class Watchdog(Callback):
             exit_code=self.exit_code,
             machine=identity(),
             clock=clock(),
+            born=self._birth,
         )
 
     def _watch_holder(self, elapsed: float) -> None:

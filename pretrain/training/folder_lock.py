@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class FolderLock:
     def __init__(self) -> None:
         self._lock: int | None = None
         self._folder: int | None = None
+        self._looking = threading.Lock()  # a save's thread looks too: of two new lock files one would be a stranger's
 
     @property
     def held(self) -> bool:
@@ -86,23 +88,24 @@ class FolderLock:
 
         A lock file that was removed is made again, if nobody has been quicker.
         """
-        if self._lock is None or self._folder is None or _is_at(self._lock, path / LOCK):
+        with self._looking:
+            if self._lock is None or self._folder is None or _is_at(self._lock, path / LOCK):
+                return None
+            if not _is_at(self._folder, path):
+                place = self._place()
+                return Loss(f"was moved to {place}" if place else "was removed, or moved out of sight", place)
+            try:
+                lock = _open(path)
+            except OSError:  # a full disk; nobody else can have it either
+                return None
+            if not _take(lock):
+                owner = _text(lock) or "another process"
+                os.close(lock)
+                return Loss(f"is in use by {owner} as well, since its {LOCK} was removed", None)
+            os.close(self._lock)
+            self._lock = lock
+            _sign(lock, _owner())
             return None
-        if not _is_at(self._folder, path):
-            place = self._place()
-            return Loss(f"was moved to {place}" if place else "was removed, or moved out of sight", place)
-        try:
-            lock = _open(path)
-        except OSError:  # a full disk; nobody else can have it either
-            return None
-        if not _take(lock):
-            owner = _text(lock) or "another process"
-            os.close(lock)
-            return Loss(f"is in use by {owner} as well, since its {LOCK} was removed", None)
-        os.close(self._lock)
-        self._lock = lock
-        _sign(lock, _owner())
-        return None
 
     def here(self, path: Path) -> Path:
         """Where the folder is that was locked as `path`; `path` itself where none is.

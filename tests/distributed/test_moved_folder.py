@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import time
 
 from harness import Group, lines, losses, train, train_main
@@ -14,6 +17,14 @@ def wait_for(condition):
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
+
+
+def assert_untouched(run):
+    """Of a run of one process nothing is there but its own."""
+    events = lines(run / "events.jsonl")
+    assert [event["event"] for event in events if event["event"] != "save"] == ["start", "end"]
+    assert events[-1]["exit_code"] == 0
+    assert {path.name for path in (run / "logs").iterdir()} <= {"heartbeat_rank_0.json", "rank_0.log"}
 
 
 def test_each_run_writes_to_its_own_folder(command, tmp_path):
@@ -37,7 +48,7 @@ def test_each_run_writes_to_its_own_folder(command, tmp_path):
     assert "Traceback" not in first.output() + first.output(1)
 
     assert len(losses(run)) == 3
-    assert [event["event"] for event in lines(run / "events.jsonl")].count("start") == 1
+    assert_untouched(run)
     assert [folder.name for folder in list_checkpoints(run / "checkpoints")] == ["step_00000003"]
     reached = len(losses(aside))
     assert list_checkpoints(aside / "checkpoints")[0].name == f"step_{reached:08d}", "its last state is kept"
@@ -63,3 +74,21 @@ def test_a_folder_that_was_removed_ends_the_run_with_a_line(command, tmp_path):
     assert len(errors) == 1
     assert f"run.dir = {run} was removed" in errors[0]
     assert not list(tmp_path.glob("run/checkpoints/step_*"))
+
+
+def test_a_session_that_lost_its_folder_says_nothing_in_the_other_s(command, tmp_path):
+    """It is removed and begun anew while the first one is in a long step."""
+    run = tmp_path / "run"
+    argv = command("run", "train.max_steps=100000", "evaluation.interval=0", "checkpoint.interval=0")
+    first = Group(train_main, 1, argv)
+    try:
+        wait_for(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") > 2)
+        os.kill(first.pids[0], signal.SIGSTOP)
+        shutil.rmtree(run)
+        train([*argv, "train.stop_at_step=3"])
+        os.kill(first.pids[0], signal.SIGCONT)
+        assert first.results() == [2], first.output()
+    finally:
+        first.processes[0].kill()
+    assert "was removed" in first.output()
+    assert_untouched(run)

@@ -99,3 +99,24 @@ def test_output_outlives_its_terminal():
     process.stdin.write(b"\n")
     process.stdin.close()
     assert process.wait(60) == 5
+
+
+FULL = """
+import fcntl, os, sys
+from pretrain.launch.terminal import outlive_readers
+
+fcntl.fcntl(2, fcntl.F_SETFL, fcntl.fcntl(2, fcntl.F_GETFL) | os.O_NONBLOCK)
+outlive_readers()
+for _ in range(3000):
+    print("x" * 100, file=sys.stderr)
+os._exit(5)
+"""
+
+
+def test_a_pipe_that_is_full_and_does_not_wait_holds_nothing_up():
+    process = subprocess.Popen([sys.executable, "-c", FULL], stderr=subprocess.PIPE)
+    try:
+        assert process.wait(60) == 5, "nobody has read"
+    finally:
+        process.kill()
+        process.stderr.close()

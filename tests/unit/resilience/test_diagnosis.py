@@ -10,31 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from beats_by_hand import BEAT
 
 from pretrain.errors import EXIT_CRASHED, EXIT_HANG
 from pretrain.resilience.board import Board
 from pretrain.resilience.claim import Claim
 from pretrain.resilience.diagnosis import diagnose, waits_in
-from pretrain.resilience.heartbeat import Beat, Peers, beat_name, read_beat, write_beat
+from pretrain.resilience.heartbeat import Beat, Peers, read_beat, write_beat
 from pretrain.resilience.limits import Limits
-from pretrain.resilience.machine import clock, identity
-
-BEAT = Beat(
-    session="s",
-    rank=0,
-    host="h",
-    pid=100,
-    number=1,
-    step=7,
-    phase="step",
-    layer="decoder.layers.2",
-    direction="forward",
-    micro_batch=1,
-    marks=50,
-    still=61.0,
-    overdue=True,
-    waits_in="all_reduce",
-)
+from pretrain.resilience.machine import identity
+from pretrain.resilience.sources import Session, heartbeat_name
 
 
 def beats(*changes: dict) -> dict[int, Beat | None]:
@@ -81,18 +66,18 @@ def test_many_ranks_are_counted():
     assert len(verdict.ranks) == 19
 
 
-def board(folder: Path) -> Board:
-    made = Board(folder)
-    made.logs = folder
-    return made
+def session(folder: Path) -> Session:
+    board = Board(None, everywhere=True)
+    board.logs = folder
+    return Session(board, 0, "s")
 
 
-def beat_of(folder: Path, rank: int, key: str = "", **changes) -> None:
-    write_beat(folder / beat_name(rank, key), replace(BEAT, rank=rank, **changes))
+def beat_of(folder: Path, rank: int, **changes) -> None:
+    write_beat(folder / heartbeat_name(rank), replace(BEAT, rank=rank, **changes))
 
 
 def test_silence_is_counted_in_own_rounds_and_by_content(tmp_path: Path):
-    peers = Peers(board(tmp_path), [1, 2], "s")
+    peers = Peers(session(tmp_path), [1, 2])
     beat_of(tmp_path, 1)
     beat_of(tmp_path, 2, session="an earlier one")
     peers.look(2.0)
@@ -131,7 +116,7 @@ def test_a_dead_process_is_seen_only_on_this_machine(tmp_path: Path):
     beat_of(tmp_path, 1, pid=pid, machine=identity())
     beat_of(tmp_path, 2, pid=pid, machine="another")
     beat_of(tmp_path, 3, pid=os.getpid(), machine=identity())
-    peers = Peers(board(tmp_path), [1, 2, 3], "s")
+    peers = Peers(session(tmp_path), [1, 2, 3])
     peers.look(2.0)
     assert peers.gone() == {1}
     os.waitpid(pid, 0)
@@ -150,7 +135,7 @@ def test_a_stopped_process_is_lost_sooner_than_one_that_may_be_slow(tmp_path: Pa
     beat_of(tmp_path, 2, pid=stopped, **here)
     beat_of(tmp_path, 3, pid=os.getpid(), **here)
     beat_of(tmp_path, 4, machine="another", phase="step")
-    peers = Peers(board(tmp_path), range(1, 7), "s")
+    peers = Peers(session(tmp_path), range(1, 7))
     found = []
     for _ in range(32):
         peers.look(10.0)
@@ -169,37 +154,9 @@ def test_a_stopped_process_is_lost_sooner_than_one_that_may_be_slow(tmp_path: Pa
     assert 6 in peers.lost(limits, 10.0)
 
 
-def test_what_an_earlier_launch_left_behind_does_not_count(tmp_path: Path):
-    """The same key: here by the clock, from another machine as long as it does not change."""
-    own = Board(tmp_path / "early")
-    own.logs = tmp_path / "logs"
-    for place in own.places:
-        place.mkdir()
-    now = clock()
-    beat_of(own.logs, 1, "k", session="k", status="crashed", exit_code=1, machine=identity(), clock=now - 1)
-    beat_of(own.logs, 2, "k", session="k", status="crashed", exit_code=1, machine="another")
-    peers = Peers(own, [1, 2], "k", since=now)
-    peers.look(2.0)
-    assert peers.last == {1: None, 2: None}
-    beat_of(own.early, 1, "k", session="k", number=1, machine=identity(), clock=now + 1)
-    beat_of(own.logs, 2, "k", session="k", number=2, machine="another")
-    peers.look(2.0)
-    assert [beat.status for beat in peers.last.values()] == ["runs", "runs"]
-    beat_of(own.logs, 2, session="k_20260101", number=3, machine="another", clock=now)
-    peers.look(2.0)
-    assert peers.last[2].number == 3, "it has met the others already"
-
-    before, now = Claim(own, "k", since=now), clock()
-    assert before.take(1)
-    before.pronounce(1, diagnose({0: BEAT}, set(), 61))
-    after = Claim(own, "k", since=clock())
-    assert (after.holder(), after.verdict()) == (None, None)
-    assert after.take(0)
-    assert after.holder() == 0
-
-
 def test_one_speaks_and_may_withdraw(tmp_path: Path):
-    first, second = Claim(board(tmp_path), "s"), Claim(board(tmp_path), "s")
+    source = session(tmp_path)
+    first, second = Claim(source.board, source), Claim(source.board, source)
     assert first.take(3)
     assert first.take(3), "it has it"
     assert not second.take(4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import shutil
+import threading
 
 import pytest
 
@@ -110,3 +111,26 @@ def test_who_waits_for_a_folder_that_is_moved_gets_the_new_one(folder, tmp_path)
     assert second.loss() is None
     second.event("start", 0)
     assert not (tmp_path / "aside" / EVENTS).exists()
+
+
+def test_two_threads_that_find_the_lock_removed_do_not_take_each_other_for_a_stranger(folder, tmp_path, monkeypatch):
+    """The main thread's look and a save's: the second comes while the first makes a new one."""
+    from pretrain.training import folder_lock
+
+    (tmp_path / "run" / folder_lock.LOCK).unlink()
+    found, take = [], folder_lock._take
+    other = threading.Thread(target=lambda: found.append(folder.loss()))
+
+    def slowly(handle):
+        taken = take(handle)
+        if threading.current_thread() is not other and not other.ident:
+            other.start()
+            other.join(0.5)
+        return taken
+
+    monkeypatch.setattr(folder_lock, "_take", slowly)
+    found.append(folder.loss())
+    other.join(20)
+    assert found == [None, None]
+    taken, _ = other_session(tmp_path / "run")
+    assert not taken
