@@ -139,5 +139,11 @@ def losses(run: Path) -> list[float]:
     return [entry["loss"] for entry in steps]
 
 
+def alerts(run: Path) -> list[str]:
+    """Reasons of the alerts, but for those of verdicts."""
+    events = (event for event in lines(run / "events.jsonl") if event["event"] == "alert")
+    return [event["reason"] for event in events if "signal" not in event]
+
+
 def figures(run: Path, key: str) -> list[float]:
     return [entry[key] for entry in lines(run / "metrics.jsonl") if key in entry]

@@ -90,6 +90,8 @@ def ended(group, who, way, seconds=SOON):
 
 def promised(way, phase):
     """Exit codes of the rank that ends, and of the other."""
+    if way == "raise" and phase == "resume":  # what fails while a state is put back is taken for the state's damage
+        return EXIT_WRONG_INPUT, EXIT_WRONG_INPUT
     if way == "raise":
         return EXIT_CRASHED, EXIT_CRASHED
     if way == "hang up" and phase in ("step", "save", "evaluate", "rollback"):

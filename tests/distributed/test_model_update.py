@@ -6,7 +6,7 @@ import pytest
 import targets_engine as targets
 import targets_model_update as direct
 import torch
-from harness import lines, run_group, train
+from harness import alerts, lines, run_group, train
 
 torch.set_num_threads(1)
 LAYOUTS = targets.LAYOUTS | {
@@ -49,10 +49,6 @@ def samples(run):
         entry["step"]: {figure: entry["signals"][figure]["model"][0] for figure in FIGURES}
         for entry in lines(run / "layers.jsonl")
     }
-
-
-def alerts(run):
-    return [event["reason"] for event in lines(run / "events.jsonl") if event["event"] == "alert"]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from harness import CONTEXT, Group, figures, lines, losses, refused, train, train_main
+from harness import CONTEXT, Group, alerts, figures, lines, losses, refused, train, train_main
 from targets_faults import WRITE_POINTS, train_and_die, train_with_full_disk, train_with_loss_scaler
 
 PP2 = "parallel.pipeline_stages=2"
@@ -130,9 +130,8 @@ def test_damaged_checkpoint_is_named_and_the_older_one_used(kind, uninterrupted,
     group = Group(train_main, 2, ["--recipe", str(small_recipe), f"run.dir={run}", PP2])
     assert group.results() == [0, 0]
     assert resumed_like(uninterrupted, run) == 4
-    alerts = [event["reason"] for event in lines(run / "events.jsonl") if event["event"] == "alert"]
-    assert len(alerts) == 1
-    assert "step_00000008" in alerts[0]
+    (alert,) = alerts(run)
+    assert "step_00000008" in alert
     assert group.output(0).count("damaged checkpoint set aside") == 1
     assert "damaged" not in group.output(1)
     names = sorted(path.name for path in (run / "checkpoints").iterdir())
