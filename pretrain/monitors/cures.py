@@ -49,14 +49,10 @@ SMOOTHING = (
     Advice("a lower optimizer.lr or longer training helps"),
 )
 SOURCE = (
-    Advice("a lower optimizer.lr or longer training (train.max_steps) helps"),
+    Advice("a lower optimizer.lr, a longer schedule.warmup_steps or longer training (train.max_steps) helps"),
     Advice(
         "an objective that cannot be solved without the source (bart_denoising, translation) helps",
         lambda e: _kind(e.objective) in ("bart_denoising", "translation"),
-    ),
-    Advice(
-        "positions that both stacks share (model.positions=sinusoidal) help",
-        lambda e: e.model.positions == "sinusoidal",
     ),
 )
 GRADIENT = (
