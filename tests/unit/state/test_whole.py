@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -10,6 +9,7 @@ import tracemalloc
 
 import pytest
 import torch
+from fuzz_cases import sign
 
 from pretrain.errors import CheckpointError
 from pretrain.state.bounded import TEXT_BYTES, BadFile, parse_json, read_bounded
@@ -43,19 +43,6 @@ def made(checkpoints, step):
     write_common_files(draft, Index(pieces), training, {"config.yaml": b"name: x\n"})
     commit(draft, checkpoints / f"step_{step:08d}", step, {"processes": 2}, records)
     return checkpoints / f"step_{step:08d}"
-
-
-def sign(folder, change=lambda body: None):
-    """Hashes that agree with the files as they are."""
-    body = json.loads((folder / "manifest.json").read_text())
-    body.pop("sha256")
-    for name in body["files"]:
-        if (folder / name).is_file():
-            content = (folder / name).read_bytes()
-            body["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    change(body)
-    body["sha256"] = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(body))
 
 
 def edit(folder, name, change):
